@@ -1,0 +1,1 @@
+"""Measurements: every figure the project quotes comes from here."""

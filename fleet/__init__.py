@@ -1,0 +1,1 @@
+"""The ``vecfleet`` command, the one-machine fleet and the demo."""

@@ -1,0 +1,1 @@
+"""The HTTP door: check, admit, enqueue, wait, answer."""

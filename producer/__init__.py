@@ -1,0 +1,1 @@
+"""The Redis door for ETL programs: read files, cut blocks, submit, follow progress."""

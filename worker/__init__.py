@@ -1,0 +1,1 @@
+"""Everything that runs behind the queue: engines, the batch worker, the aggregator and the index."""
