@@ -1,0 +1,69 @@
+"""msgpack, for every payload and result; never pickle, never JSON floats.
+
+``Serializer`` is what a stock RQ ``Queue(serializer=...)`` takes. A job's data is the msgpack array
+``[function name, nil, arguments, keyword arguments]``, as RQ lays it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from vecfleet.common.errors import CorruptPayload
+
+MAX_PAYLOAD_BYTES = 64 << 20
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as msgpack; raises ``TypeError`` for what msgpack cannot hold."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def loads(data: bytes) -> Any:
+    """What ``dumps`` wrote; raises ``CorruptPayload`` for anything else."""
+    try:
+        return msgpack.unpackb(
+            data, raw=False, strict_map_key=True, max_buffer_size=MAX_PAYLOAD_BYTES
+        )
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise CorruptPayload(f"the payload is not valid msgpack: {error}") from error
+
+
+class Serializer:
+    """RQ's serializer protocol over msgpack."""
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        """RQ's hook; tuples become arrays."""
+        return dumps(value)
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        """RQ's hook."""
+        return loads(data)
+
+
+def pack_call(function: str, payload: Any) -> bytes:
+    """A job's data: one call of ``function`` on one argument."""
+    return dumps([function, None, [payload], {}])
+
+
+def unpack_call(data: bytes) -> tuple[str, list[Any], dict[str, Any]]:
+    """Function name, arguments and keyword arguments of a job's data.
+
+    Raises ``CorruptPayload`` when the data does not have RQ's form or names a method of an object.
+    """
+    call = loads(data)
+    if not isinstance(call, list) or len(call) != 4:
+        raise CorruptPayload("a job's data is an array of function, nil, arguments, keywords")
+    function, instance, arguments, keywords = call
+    if (
+        not isinstance(function, str)
+        or instance is not None
+        or not isinstance(arguments, list)
+        or not isinstance(keywords, dict)
+    ):
+        raise CorruptPayload("a job's data is an array of function, nil, arguments, keywords")
+    return function, arguments, keywords

@@ -1,0 +1,132 @@
+"""Who serves what: the announcements of workers and the copy of the catalogue, read from Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis.asyncio
+
+from vecfleet.common import codec, keys
+from vecfleet.common.collection import Collection
+from vecfleet.common.errors import InvalidInput, UnknownCollection, UnknownModel
+from vecfleet.common.model import ModelCard, Task
+from vecfleet.common.names import check_name
+from vecfleet.common.redis_client import translated
+
+_FRESH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that was announced in the last day."""
+
+    card: ModelCard
+    workers: tuple[str, ...]  # those that live
+    last_seen_ms: int
+
+
+class Directory:
+    """Models, workers and collections; models are remembered for a second."""
+
+    def __init__(
+        self, client: redis.asyncio.Redis, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._redis = client
+        self._clock = clock
+        self._models: list[ServedModel] = []
+        self._read_at = -_FRESH_S
+
+    async def models(self) -> list[ServedModel]:
+        """The announced models, by name."""
+        if self._clock() - self._read_at >= _FRESH_S:
+            self._models = await self._read_models()
+            self._read_at = self._clock()
+        return self._models
+
+    async def find(self, name: str | None, task: Task) -> ServedModel:
+        """The model ``name`` (or the only one) that does ``task``; raises ``UnknownModel``."""
+        found = self._pick(name, task)
+        if found is None or not found.workers:
+            self._read_at = -_FRESH_S  # it may have come up just now
+            await self.models()
+            found = self._pick(name, task)
+        elif self._clock() - self._read_at >= _FRESH_S:
+            await self.models()
+            found = self._pick(name, task) or found
+        if found is not None:
+            return found
+        able = sorted(m.card.name for m in self._models if task in m.card.tasks)
+        if name is None and len(able) > 1:
+            raise InvalidInput(f"name a model; served are {', '.join(able)}", field="model")
+        hint = f"; served are {', '.join(able)}" if able else "; no worker has announced one"
+        raise UnknownModel(
+            f"no model {name!r} that can {task}{hint}"
+            if name is not None
+            else f"no model that can {task}{hint}",
+            field="model",
+        )
+
+    def _pick(self, name: str | None, task: Task) -> ServedModel | None:
+        able = [m for m in self._models if task in m.card.tasks]
+        if name is None:
+            dedicated = [m for m in able if m.card.tasks == (task,)]
+            if len(able) > 1 and len(dedicated) == 1:
+                return dedicated[0]
+            return able[0] if len(able) == 1 else None
+        return next((m for m in able if m.card.name == name), None)
+
+    async def _read_models(self) -> list[ServedModel]:
+        with translated():
+            seconds, micros = cast(Any, await self._redis.time())
+            now_ms = seconds * 1000 + micros // 1000
+            rows = cast(Any, await self._redis.zrange(keys.MODELS, 0, -1, withscores=True))
+            names = [name.decode() for name, _ in rows]
+            raw = cast(Any, await self._redis.mget([keys.model(n) for n in names])) if names else []
+            cards = [
+                None if card is None else ModelCard.from_wire(codec.loads(card)) for card in raw
+            ]
+            pipe = self._redis.pipeline(transaction=False)
+            for card in cards:
+                if card is not None:
+                    pool = f"{card.tasks[0]}.{card.space}"
+                    pipe.zrangebyscore(keys.live(pool), now_ms, "+inf")
+            alive = iter(await pipe.execute())
+        return [
+            ServedModel(card, tuple(worker.decode() for worker in next(alive)), int(seen))
+            for card, (_, seen) in zip(cards, rows, strict=True)
+            if card is not None
+        ]
+
+    async def waiting_tokens(self, queue: keys.QueueName) -> int:
+        """Tokens that wait in a queue."""
+        with translated():
+            return int(cast(Any, await self._redis.hget(keys.load(queue), "tokens")) or 0)
+
+    async def tokens_per_s(self, pool: str) -> float:
+        """What the live workers of a pool say they do together."""
+        with translated():
+            workers = cast(Any, await self._redis.zrange(keys.live(pool), 0, -1))
+            pipe = self._redis.pipeline(transaction=False)
+            for worker in workers:
+                pipe.hget(keys.worker(worker.decode()), "tokens_per_s")
+            return sum(float(rate or 0) for rate in await pipe.execute())
+
+    async def collection(self, name: str, tenant: str = keys.DEFAULT_TENANT) -> Collection:
+        """A collection's record; raises ``InvalidName`` or ``UnknownCollection``."""
+        check_name(name)
+        with translated():
+            raw = cast(Any, await self._redis.hget(keys.collections(tenant), name))
+        if raw is None:
+            raise UnknownCollection(
+                f"there is no collection {name!r}; create it first", field="collection"
+            )
+        return Collection.from_wire(codec.loads(raw))
+
+    async def collections(self, tenant: str = keys.DEFAULT_TENANT) -> list[Collection]:
+        """All collections of a tenant, by name."""
+        with translated():
+            raw = cast(Any, await self._redis.hvals(keys.collections(tenant)))
+        return sorted((Collection.from_wire(codec.loads(r)) for r in raw), key=lambda c: c.name)

@@ -1,0 +1,92 @@
+-- Admit jobs to one queue, all or none.
+--
+-- KEYS  1 rq:queue:{queue}  list     2 vf:load:{queue}  hash    3 vf:bell:{queue}  list
+--       4 rq:queues         set      5 vf:sub:{sub}     hash    6 vf:sub:{sub}:ok  bitmap
+--       7 vf:sub:{sub}:bad  bitmap   8 vf:version:{uid} string  9 vf:load:{merge queue} hash
+--       (5 to 9 are named but not touched where ARGV leaves the submission or the merge queue out)
+--       rq:job:{id}         hash     one for each job, named after the ids in ARGV
+-- ARGV  1 queue   2 time, ISO 8601, for RQ's readers   3 most tokens waiting   4 most bytes waiting
+--       5 reply box or ''   6 deadline, ms from now, or 0   7 submission or ''
+--       8 merge queue or ''   9 most bytes waiting in the merge queue   10 '1': assign versions
+--       then for each job: id, block, tokens, documents, data
+-- Returns {verdict, tokens waiting, bytes waiting, one number a job}
+--       verdict: 'ok', 'full', 'merge_full' or 'cancelled'; unless 'ok', nothing was written
+--       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
+--       -2 already committed, -3 already refused
+local FIRST, STRIDE = 11, 5
+local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
+local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
+
+local waiting = redis.call('HMGET', KEYS[2], 'tokens', 'bytes')
+local tokens, bytes = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
+
+if sub ~= '' and redis.call('HGET', KEYS[5], 'state') == 'cancelled' then
+  return {'cancelled', tokens, bytes}
+end
+if merge_queue ~= '' then
+  local unmerged = tonumber(redis.call('HGET', KEYS[9], 'bytes') or 0)
+  if unmerged > tonumber(ARGV[9]) then return {'merge_full', tokens, unmerged} end
+end
+
+local numbers, fresh, fresh_tokens, fresh_bytes = {}, {}, 0, 0
+for at = FIRST, #ARGV, STRIDE do
+  local id, block = ARGV[at], ARGV[at + 1]
+  local number = 0
+  if sub ~= '' and redis.call('GETBIT', KEYS[6], block) == 1 then number = -2
+  elseif sub ~= '' and redis.call('GETBIT', KEYS[7], block) == 1 then number = -3
+  elseif redis.call('EXISTS', 'rq:job:' .. id) == 1 then number = -1
+  else
+    fresh[#fresh + 1] = at
+    fresh_tokens = fresh_tokens + tonumber(ARGV[at + 2])
+    fresh_bytes = fresh_bytes + #ARGV[at + 4]
+  end
+  numbers[#numbers + 1] = number
+end
+
+-- A call that is alone in the queue passes whatever its size: else it could never pass.
+if tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
+  return {'full', tokens, bytes}
+end
+
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local deadline = ttl_ms > 0 and string.format('%.0f', now_us / 1000 + ttl_ms) or ''
+local version = nil
+if ARGV[10] == '1' and #fresh > 0 then
+  version = math.max(now_us, tonumber(redis.call('GET', KEYS[8]) or 0) + 1)
+end
+
+for _, at in ipairs(fresh) do
+  local key, fields = 'rq:job:' .. ARGV[at], {
+    'created_at', iso, 'enqueued_at', iso, 'origin', queue, 'status', 'queued',
+    'data', ARGV[at + 4], 'vf_cost', ARGV[at + 2], 'vf_enqueued', string.format('%.0f', now_us),
+  }
+  local function set(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if box ~= '' then set('vf_box', box) end
+  if deadline ~= '' then set('vf_deadline', deadline) end
+  if sub ~= '' then
+    set('vf_sub', sub); set('vf_block', ARGV[at + 1]); set('vf_docs', ARGV[at + 3])
+  end
+  if merge_queue ~= '' then set('vf_merge', merge_queue) end
+  local number = numbers[(at - FIRST) / STRIDE + 1]
+  if version then
+    set('vf_version', string.format('%.0f', version))
+    numbers[(at - FIRST) / STRIDE + 1] = version
+    version = version + 1
+  end
+  redis.call('HSET', key, unpack(fields))
+  redis.call('RPUSH', KEYS[1], ARGV[at])
+end
+
+if #fresh > 0 then
+  if version then redis.call('SET', KEYS[8], string.format('%.0f', version - 1)) end
+  redis.call('SADD', KEYS[4], KEYS[1])
+  redis.call('HINCRBY', KEYS[2], 'tokens', fresh_tokens)
+  redis.call('HINCRBY', KEYS[2], 'bytes', fresh_bytes)
+  redis.call('HINCRBY', KEYS[2], 'jobs', #fresh)
+  if redis.call('LLEN', KEYS[3]) == 0 then redis.call('RPUSH', KEYS[3], '1') end
+end
+return {'ok', tokens + fresh_tokens, bytes + fresh_bytes, unpack(numbers)}

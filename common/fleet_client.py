@@ -1,0 +1,401 @@
+"""All that a client can ask of the fleet through Redis; the gateway and producers stand on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import redis.asyncio
+
+from vecfleet.common import codec, keys, limits, payloads
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.directory import Directory, ServedModel
+from vecfleet.common.document import Block
+from vecfleet.common.errors import NoWorker, QueueFull, VecfleetError
+from vecfleet.common.model import ModelCard, Task
+from vecfleet.common.names import check_name, new_id
+from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
+from vecfleet.common.queue_client import Admission, Admitted, NewJob, QueueClient, Route
+from vecfleet.common.reply_box import ReplyBox
+from vecfleet.common.submission import Submissions
+
+DEFAULT_TIMEOUT_S = 30.0
+CATALOG_TIMEOUT_S = 15.0
+_RETRY_AFTER_RANGE_S = (1.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    queue: keys.QueueName
+    function: str
+    payload: dict[str, Any]
+    tokens: int
+
+
+class FleetClient:
+    """Embed, rerank, search and manage collections; one per event loop."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        *,
+        admission: Admission | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """``timeout_s`` bounds every call that waits for an answer."""
+        self.redis = client
+        self.queues = QueueClient(client, admission)
+        self.submissions = Submissions(client)
+        self.directory = Directory(client)
+        self.box = ReplyBox(client)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        await self.box.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.box.close()
+        await self.redis.aclose()
+
+    # Models
+
+    async def models(self) -> list[ServedModel]:
+        """The models announced in the last day, those with live workers told apart."""
+        return await self.directory.models()
+
+    async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
+        """The card of a model that does ``task``; the only one that does when ``name`` is None.
+
+        Raises ``UnknownModel``, or ``NoWorker`` when ``live`` and nobody serves it now.
+        """
+        served = await self.directory.find(name, task)
+        if live and not served.workers:
+            raise NoWorker(
+                f"no worker serves {served.card.name} now; start one or try again later",
+                field="model",
+                retry_after_s=5.0,
+            )
+        return served.card
+
+    # Embedding and reranking
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+        lane: keys.Lane = "interactive",
+        timeout_s: float | None = None,
+    ) -> EmbedReply:
+        """Vectors of ``texts``, which the caller has checked; long lists are cut into blocks."""
+        card = await self.find_model(model, "embed")
+        options: dict[str, Any] = {"truncate": truncate}
+        if prompt_name is not None:
+            options["prompt_name"] = prompt_name
+        queue = keys.embed_queue(card.space, lane)
+        calls = [
+            _Call(queue, payloads.EMBED, {"texts": list(part), **options}, _cost(part))
+            for part in _blocks(texts)
+        ]
+        replies = [EmbedReply.from_wire(body) for body in await self._ask(calls, timeout_s)]
+        return replies[0] if len(replies) == 1 else _join(replies)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        instruction: str = "",
+        truncate: bool = True,
+        lane: keys.Lane = "interactive",
+        timeout_s: float | None = None,
+    ) -> RerankReply:
+        """Relevance of each document to ``query``, which the caller has checked."""
+        card = await self.find_model(model, "rerank")
+        payload = {"query": query, "documents": list(documents), "truncate": truncate}
+        if instruction:
+            payload["instruction"] = instruction
+        tokens = _cost(documents) + len(documents) * _cost([query])
+        call = _Call(keys.rerank_queue(card.space, lane), payloads.RERANK, payload, tokens)
+        return RerankReply.from_wire((await self._ask([call], timeout_s))[0])
+
+    # Collections
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        policy: str = "auto",
+        recall_target: float = 0.98,
+        versions: str = "assigned",
+        tenant: str = keys.DEFAULT_TENANT,
+    ) -> Collection:
+        """Create a collection for a model's space; the same call again returns the same one.
+
+        Raises ``InvalidName``, ``InvalidInput``, ``UnknownModel`` or ``CollectionConflict``.
+        """
+        check_name(name)
+        card = await self.find_model(model, "embed", live=False)
+        spec = CollectionSpec(
+            model=card.name,
+            space=card.space,
+            dimension=card.dimension,
+            policy=policy,  # type: ignore[arg-type]
+            recall_target=recall_target,
+            versions=versions,  # type: ignore[arg-type]
+        ).checked()
+        record = await self._ask_catalog(
+            payloads.CREATE, {"name": name, "tenant": tenant, "spec": spec.to_wire()}
+        )
+        return Collection.from_wire(record)
+
+    async def delete_collection(self, name: str, *, tenant: str = keys.DEFAULT_TENANT) -> str:
+        """Delete a collection and its documents; returns its uid. Raises ``UnknownCollection``."""
+        check_name(name)
+        body = await self._ask_catalog(payloads.DELETE, {"name": name, "tenant": tenant})
+        return str(body["uid"])
+
+    async def collection(self, name: str, *, tenant: str = keys.DEFAULT_TENANT) -> Collection:
+        """A collection's record; raises ``UnknownCollection``."""
+        return await self.directory.collection(name, tenant)
+
+    async def collections(self, *, tenant: str = keys.DEFAULT_TENANT) -> list[Collection]:
+        """All collections of a tenant, by name."""
+        return await self.directory.collections(tenant)
+
+    async def collection_stats(self, collection: Collection) -> dict[str, Any]:
+        """Documents, segments and bytes, as the search process sees them now."""
+        return await self._ask_search(collection, payloads.STATS, {})
+
+    # Documents
+
+    async def enqueue_block(
+        self,
+        collection: Collection,
+        block: Block,
+        *,
+        submission: str,
+        place: int,
+        truncate: bool = True,
+        answered: bool = False,
+    ) -> Admitted:
+        """Put one block of documents on its way into ``collection``.
+
+        The job's id is the submission's and the block's place, so that the same call again
+        changes nothing. With ``answered``, the merge's reply comes to ``box`` under
+        ``block_job_id(submission, place)``; call ``box.expect`` before.
+        """
+        payload = {
+            **block.to_wire(),
+            "truncate": truncate,
+            "uid": collection.uid,
+            "space": collection.spec.space,
+        }
+        job = NewJob(
+            block_job_id(submission, place),
+            codec.pack_call(payloads.EMBED, payload),
+            block.tokens,
+            place,
+            len(block),
+        )
+        queue = keys.embed_queue(collection.spec.space, "bulk", collection.tenant)
+        return await self._enqueue(
+            queue, [job], self._block_route(collection, submission, answered)
+        )
+
+    async def enqueue_delete(
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        *,
+        submission: str,
+        place: int = 0,
+        version: int | None = None,
+        answered: bool = False,
+    ) -> Admitted:
+        """Put the deletion of documents on its way; ``version`` where the collection wants one."""
+        payload: dict[str, Any] = {"delete": list(ids)}
+        if version is not None:
+            payload["version"] = version
+        job = NewJob(
+            block_job_id(submission, place),
+            codec.pack_call(payloads.MERGE, payload),
+            len(ids),
+            place,
+            len(ids),
+        )
+        route = replace(self._block_route(collection, submission, answered), merge_queue="")
+        return await self._enqueue(collection.merge_queue, [job], route)
+
+    async def documents(
+        self, collection: Collection, ids: Sequence[str]
+    ) -> list[StoredDocument | None]:
+        """The documents with these ids, None where there is none."""
+        body = await self._ask_search(collection, payloads.GET, {"ids": list(ids)})
+        return [
+            None
+            if row is None
+            else StoredDocument(row["id"], row["text"], _metadata(row), row["version"])
+            for row in body["documents"]
+        ]
+
+    async def unchanged(self, collection: Collection, id_keys: bytes, text_keys: bytes) -> bytes:
+        """One byte a document: 1 where id, text and metadata stand in the collection already."""
+        payload = {"id_keys": id_keys, "text_keys": text_keys}
+        body = await self._ask_search(collection, payloads.UNCHANGED, payload)
+        return bytes(body["unchanged"])
+
+    async def search(
+        self,
+        collection: Collection,
+        vectors: bytes,
+        *,
+        top_k: int = 10,
+        threshold: float | None = None,
+        exact: bool = False,
+        timeout_s: float | None = None,
+    ) -> SearchReply:
+        """The nearest documents of each query vector (raw float32), best first.
+
+        Raises ``InvalidVector`` when the bytes do not make whole vectors of the collection's
+        dimension; the search process refuses NaN and zero vectors.
+        """
+        payload: dict[str, Any] = {"vectors": vectors, "top_k": top_k}
+        if threshold is not None:
+            payload["threshold"] = threshold
+        if exact:
+            payload["exact"] = True
+        body = await self._ask_search(collection, payloads.SEARCH, payload, timeout_s)
+        return SearchReply(
+            tuple(
+                tuple(Hit(hit["id"], hit["score"], hit["text"], _metadata(hit)) for hit in hits)
+                for hits in body["hits"]
+            ),
+            body["queue_ms"],
+            body["search_ms"],
+        )
+
+    # The way there and back
+
+    def _block_route(self, collection: Collection, submission: str, answered: bool) -> Route:
+        return Route(
+            box=self.box.name if answered else "",
+            submission=submission,
+            merge_queue=str(collection.merge_queue),
+            version_uid=collection.uid if collection.spec.versions == "assigned" else "",
+        )
+
+    async def _enqueue(
+        self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
+    ) -> Admitted:
+        try:
+            return await self.queues.enqueue(queue, jobs, route)
+        except QueueFull as error:
+            if error.retry_after_s is None:
+                error.retry_after_s = await self._retry_after_s(queue)
+            raise
+
+    async def _retry_after_s(self, queue: keys.QueueName) -> float:
+        waiting = await self.directory.waiting_tokens(queue)
+        rate = await self.directory.tokens_per_s(queue.pool)
+        low, high = _RETRY_AFTER_RANGE_S
+        return min(high, max(low, math.ceil(waiting / rate))) if rate > 0 else low
+
+    async def _ask(self, calls: Sequence[_Call], timeout_s: float | None) -> list[dict[str, Any]]:
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        jobs = [
+            NewJob(new_id(), codec.pack_call(call.function, call.payload), call.tokens)
+            for call in calls
+        ]
+        futures = [self.box.expect(job.id) for job in jobs]
+        route = Route(box=self.box.name, deadline_ms=int(timeout * 1000))
+        try:
+            await self._enqueue(calls[0].queue, jobs, route)
+            return list(
+                await asyncio.gather(
+                    *(
+                        self.box.wait(job.id, future, timeout)
+                        for job, future in zip(jobs, futures, strict=True)
+                    )
+                )
+            )
+        except (VecfleetError, asyncio.CancelledError):
+            await self._abandon(jobs, futures)
+            raise
+
+    async def _abandon(
+        self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]
+    ) -> None:
+        """Nobody waits any more: free what the jobs hold here and in Redis."""
+        for job, future in zip(jobs, futures, strict=True):
+            self.box.forget(job.id)
+            future.cancel()
+        try:
+            await asyncio.shield(self.queues.cancel(job.id for job in jobs))
+        except VecfleetError:
+            return  # Redis is away; the jobs' deadline drops them
+
+    async def _ask_search(
+        self,
+        collection: Collection,
+        function: str,
+        payload: dict[str, Any],
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        call = _Call(collection.search_queue, function, {"uid": collection.uid, **payload}, 1)
+        return (await self._ask([call], timeout_s))[0]
+
+    async def _ask_catalog(self, function: str, payload: dict[str, Any]) -> dict[str, Any]:
+        call = _Call(keys.catalog_queue(), function, payload, 1)
+        return (await self._ask([call], CATALOG_TIMEOUT_S))[0]
+
+
+def block_job_id(submission: str, place: int) -> str:
+    """The id of the job that carries a submission's block."""
+    return f"{submission}-{place}"
+
+
+def _blocks(texts: Sequence[str]) -> list[Sequence[str]]:
+    size = limits.BLOCK_DOCUMENTS
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def _cost(texts: Sequence[str]) -> int:
+    return limits.estimate_tokens(sum(map(len, texts)), len(texts))
+
+
+def _join(replies: Sequence[EmbedReply]) -> EmbedReply:
+    truncated: list[int] = []
+    before = 0
+    for reply in replies:
+        truncated += [before + place for place in reply.truncated]
+        before += len(reply)
+    return EmbedReply(
+        replies[0].model,
+        replies[0].dimension,
+        b"".join(reply.vectors for reply in replies),
+        tuple(count for reply in replies for count in reply.tokens),
+        tuple(truncated),
+        max(reply.queue_ms for reply in replies),
+        max(reply.inference_ms for reply in replies),
+    )
+
+
+def _metadata(row: dict[str, Any]) -> dict[str, Any] | None:
+    raw = row.get("metadata")
+    return None if raw is None else json.loads(raw)

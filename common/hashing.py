@@ -1,0 +1,21 @@
+"""The keys by which the index knows documents, computed alike by workers and producers."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+ID_KEY_BYTES = 16
+TEXT_KEY_BYTES = 8
+
+
+def id_key(document_id: str) -> bytes:
+    """16 bytes that stand for a document's id; two ids never share them in practice."""
+    return blake2b(document_id.encode(), digest_size=ID_KEY_BYTES).digest()
+
+
+def text_key(text: str, metadata: bytes | None) -> bytes:
+    """8 bytes that change when a document's text or metadata does."""
+    content = text.encode()
+    if metadata is not None:
+        content += b"\x00" + metadata
+    return blake2b(content, digest_size=TEXT_KEY_BYTES).digest()

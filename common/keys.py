@@ -1,0 +1,181 @@
+"""The Redis schema: every key, its type, its life, who writes it and who deletes it.
+
+RQ's own keys (RQ 2.12's layout, kept true so that ``rq info`` and a stock ``Queue`` work):
+
+key                        type    life                written by          deleted by
+rq:queues                  set     -                   enqueue             -
+rq:queue:{queue}           list    -                   enqueue, settle     claim
+rq:job:{job}               hash    until settled       enqueue, claim      settle (stock jobs: TTL)
+rq:wip:{queue}             zset    member job:execution, score +inf: a mirror of the lease for
+                                   readers; with a real score any stock read would fail the job
+rq:execution:{job}:{exec}  hash    lease               claim, heartbeat    settle
+rq:executions:{job}        zset    lease               claim, heartbeat    settle
+rq:failed:{queue}          zset    dead letter's TTL   settle, rescue      RQ's cleanup, retry
+rq:finished:{queue}        zset    result TTL          settle (stock jobs) RQ's cleanup
+rq:results:{job}           stream  result TTL          settle (stock jobs) -
+rq:workers[:{queue}]       set     -                   worker's start      worker's stop, sweep
+rq:worker:{worker}         hash    WORKER_TTL_S        start, heartbeat    worker's stop
+
+vecfleet's keys:
+
+vf:lease:{queue}           zset    member job:execution, score = expiry in ms of Redis TIME.
+                                   Removing the member is the fence: who removes it may settle.
+                                   written by claim and heartbeat, removed by settle, release,
+                                   rescue and cancel
+vf:load:{queue}            hash    tokens, bytes, jobs waiting in the list; written by enqueue,
+                                   claim, release and cancel; deleted when the list runs empty
+vf:bell:{queue}            list    at most one element: something is there to claim; written by
+                                   whoever adds to the list, removed by a waiting worker
+vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
+vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
+vf:sub:{submission}        hash    a submission's progress; SUBMISSION_TTL_S after its last change
+vf:sub:{submission}:ok     bitmap  one bit a block: committed
+vf:sub:{submission}:bad    bitmap  one bit a block: in the dead letter
+vf:sub:{submission}:errors list    at most MAX_KEPT_ERRORS refused documents, msgpack
+vf:collections:{tenant}    hash    name -> record (msgpack); a copy of the aggregator's catalogue
+vf:version:{uid}           string  the last version a collection's enqueue assigned
+vf:model:{name}            string  TTL MODEL_TTL_S: the model's card (msgpack)
+vf:models                  zset    model name -> last announcement, ms of Redis TIME
+vf:live:{pool}             zset    worker -> expiry, ms of Redis TIME; written by the heartbeat
+vf:worker:{worker}         hash    TTL WORKER_TTL_S: card, tokens per second, state, for status
+
+A queue's name says what its jobs need: ``vf.{tenant}.{task}.{target}.{lane}``. The target is a
+model's space for embed and rerank, ``{uid}-{partition}`` for merge, the aggregator's home for
+search and catalog. Tenant ``-`` is the default tenant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Lane = Literal["interactive", "bulk"]
+LANES: tuple[Lane, ...] = ("interactive", "bulk")
+QueueTask = Literal["embed", "rerank", "merge", "search", "catalog"]
+
+DEFAULT_TENANT = "-"
+DEFAULT_HOME = "main"
+
+QUEUES = "rq:queues"
+MODELS = "vf:models"
+
+LEASE_TTL_S = 10.0
+HEARTBEAT_S = 2.0
+WORKER_TTL_S = 60
+ALIVE_TTL_S = 30
+REPLY_TTL_S = 120
+SUBMISSION_TTL_S = 7 * 24 * 3600
+MODEL_TTL_S = 24 * 3600
+DEAD_TTL_S = 30 * 24 * 3600
+RESULT_TTL_S = 500
+MAX_ATTEMPTS = 3
+MAX_REPLIES = 100_000
+MAX_KEPT_ERRORS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueName:
+    """A queue's name, apart and whole."""
+
+    tenant: str
+    task: QueueTask
+    target: str
+    lane: Lane
+
+    def __str__(self) -> str:
+        return f"vf.{self.tenant}.{self.task}.{self.target}.{self.lane}"
+
+    @property
+    def pool(self) -> str:
+        """What the workers that can serve the queue have in common."""
+        return f"{self.task}.{self.target}"
+
+
+def embed_queue(space: str, lane: Lane, tenant: str = DEFAULT_TENANT) -> QueueName:
+    """The queue of texts to embed into ``space``."""
+    return QueueName(tenant, "embed", space, lane)
+
+
+def rerank_queue(space: str, lane: Lane, tenant: str = DEFAULT_TENANT) -> QueueName:
+    """The queue of pairs to score with the model whose space id is ``space``."""
+    return QueueName(tenant, "rerank", space, lane)
+
+
+def merge_queue(uid: str, tenant: str = DEFAULT_TENANT, partition: int = 0) -> QueueName:
+    """The queue of shards on their way into a collection's partition."""
+    return QueueName(tenant, "merge", f"{uid}-{partition}", "bulk")
+
+
+def search_queue(home: str = DEFAULT_HOME, tenant: str = DEFAULT_TENANT) -> QueueName:
+    """The queue of reads that the search process of ``home`` answers."""
+    return QueueName(tenant, "search", home, "interactive")
+
+
+def catalog_queue(home: str = DEFAULT_HOME, tenant: str = DEFAULT_TENANT) -> QueueName:
+    """The queue of creations and deletions of collections, answered by the aggregator."""
+    return QueueName(tenant, "catalog", home, "interactive")
+
+
+def queue_list(queue: object) -> str:
+    """RQ's list of waiting job ids."""
+    return f"rq:queue:{queue}"
+
+
+def job(job_id: str) -> str:
+    """RQ's hash of one job."""
+    return f"rq:job:{job_id}"
+
+
+def lease(queue: object) -> str:
+    """The leases of the jobs that were claimed from ``queue``."""
+    return f"vf:lease:{queue}"
+
+
+def load(queue: object) -> str:
+    """What waits in ``queue``: tokens, bytes, jobs."""
+    return f"vf:load:{queue}"
+
+
+def bell(queue: object) -> str:
+    """Where a worker without work waits."""
+    return f"vf:bell:{queue}"
+
+
+def alive(box: str) -> str:
+    """The sign of life of a client that waits for replies."""
+    return f"vf:alive:{box}"
+
+
+def reply(box: str) -> str:
+    """The replies for one client."""
+    return f"vf:reply:{box}"
+
+
+def submission(submission_id: str) -> str:
+    """A submission's progress."""
+    return f"vf:sub:{submission_id}"
+
+
+def collections(tenant: str = DEFAULT_TENANT) -> str:
+    """The copy of the catalogue for one tenant."""
+    return f"vf:collections:{tenant}"
+
+
+def version(uid: str) -> str:
+    """The last version assigned in a collection."""
+    return f"vf:version:{uid}"
+
+
+def model(name: str) -> str:
+    """A model's card."""
+    return f"vf:model:{name}"
+
+
+def live(pool: str) -> str:
+    """The workers that serve a pool."""
+    return f"vf:live:{pool}"
+
+
+def worker(name: str) -> str:
+    """What a worker says of itself, beside RQ's own hash."""
+    return f"vf:worker:{name}"

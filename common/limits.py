@@ -1,0 +1,25 @@
+"""The limits both doors check; the same numbers over HTTP and in the producer."""
+
+from __future__ import annotations
+
+BLOCK_DOCUMENTS = 256
+BLOCK_BYTES = 1 << 20
+MAX_TEXT_BYTES = 256 << 10
+MAX_ID_BYTES = 512
+MAX_METADATA_BYTES = 16 << 10
+MAX_INPUTS = 2048  # texts of one synchronous request
+MAX_REQUEST_TOKENS = 300_000  # estimated tokens of one synchronous request
+MAX_RERANK_DOCUMENTS = 1000
+MAX_TOP_K = 1000
+MAX_BODY_BYTES = 32 << 20
+MAX_NAME_LENGTH = 64
+
+BYTES_PER_TOKEN = 4
+
+
+def estimate_tokens(text_bytes: int, texts: int) -> int:
+    """Tokens that ``texts`` texts of ``text_bytes`` bytes together come to, roughly.
+
+    English text has about four bytes a token; the worker that tokenises counts exactly.
+    """
+    return text_bytes // BYTES_PER_TOKEN + 2 * texts

@@ -1,0 +1,130 @@
+"""The functions that jobs call, and the payload and reply of each: the wire contract.
+
+All payloads are msgpack maps; vectors are raw little-endian float32, row after row.
+
+vecfleet.embed      {texts, truncate, prompt_name?, prompt?}, answered by
+                    {model, dimension, vectors, tokens, truncated, queue_ms, inference_ms}
+                    tokens: one count a text; truncated: places of the texts that were cut
+vecfleet.embed      of a block of documents on their way into a collection:
+                    {ids, texts, metadata?, versions?, truncate, uid, space}; not answered: the
+                    block becomes a merge job
+vecfleet.rerank     {query, documents, truncate, instruction?}, answered by
+                    {model, method, scores, tokens, truncated, queue_ms, inference_ms}
+vecfleet.merge      a shard (bytes), or {delete: [id], version?: n, versions?: [n]}
+                    answered by {version, documents, refused: [{place, id, code, message}]}
+vecfleet.search     {uid, vectors, top_k, threshold?, exact?}, answered by
+                    {hits: [[{id, score, text, metadata?}]], queue_ms, search_ms}
+vecfleet.get        {uid, ids}, answered by {documents: [{id, text, metadata?, version} or nil]}
+vecfleet.unchanged  {uid, id_keys, text_keys}, answered by {unchanged: one byte a document}
+vecfleet.stats      {uid}, answered by {documents, segments, bytes, indexed, generation}
+vecfleet.create     {name, tenant, spec}, answered by the collection's record
+vecfleet.delete     {name, tenant}, answered by {uid}
+
+A reply travels as ``[job id, "ok", body]`` or ``[job id, "error", {code, message, field?}]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+EMBED = "vecfleet.embed"
+RERANK = "vecfleet.rerank"
+MERGE = "vecfleet.merge"
+SEARCH = "vecfleet.search"
+GET = "vecfleet.get"
+UNCHANGED = "vecfleet.unchanged"
+STATS = "vecfleet.stats"
+CREATE = "vecfleet.create"
+DELETE = "vecfleet.delete"
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedReply:
+    """Vectors of n texts as raw bytes; nothing here needs numpy."""
+
+    model: str
+    dimension: int
+    vectors: bytes  # n * dimension little-endian float32, row after row
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]  # places of the texts that were cut
+    queue_ms: float
+    inference_ms: float
+
+    def row(self, place: int) -> bytes:
+        """The raw vector of one text."""
+        width = self.dimension * FLOAT_BYTES
+        return self.vectors[place * width : (place + 1) * width]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> EmbedReply:
+        """The reply of one job."""
+        return cls(
+            body["model"],
+            body["dimension"],
+            body["vectors"],
+            tuple(body["tokens"]),
+            tuple(body["truncated"]),
+            body["queue_ms"],
+            body["inference_ms"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RerankReply:
+    """Relevance of n documents to a query, in the order of the documents."""
+
+    model: str
+    method: str  # "cross-encoder", "qwen3" or "cosine"
+    scores: tuple[float, ...]
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+    queue_ms: float
+    inference_ms: float
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> RerankReply:
+        """The reply of one job."""
+        return cls(
+            body["model"],
+            body["method"],
+            tuple(memoryview(body["scores"]).cast("f")),
+            tuple(body["tokens"]),
+            tuple(body["truncated"]),
+            body["queue_ms"],
+            body["inference_ms"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One found document."""
+
+    id: str
+    score: float  # cosine similarity
+    text: str
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """One document as the collection keeps it."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any] | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchReply:
+    """Hits of each query, best first."""
+
+    hits: tuple[tuple[Hit, ...], ...]
+    queue_ms: float
+    search_ms: float

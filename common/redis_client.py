@@ -1,0 +1,80 @@
+"""Connections to Redis, and the edge where redis-py's errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from vecfleet.common.errors import ConfigError, QueueFull, RedisUnavailable, VecfleetError
+
+CONNECT_TIMEOUT_S = 3.0
+SOCKET_TIMEOUT_S = 30.0
+
+
+def _options(**extra: Any) -> dict[str, Any]:
+    # No retries below us: a claim or an enqueue whose reply was lost must not be sent twice
+    # without its sender knowing (one lost reply orphaned half the claims when redis-py retried).
+    return {
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "health_check_interval": 0,
+        **extra,
+    }
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for threads; opens nothing before its first command."""
+    try:
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options())
+    except ValueError as error:
+        raise ConfigError(f"redis URL {_without_password(url)!r}: {error}") from error
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """A client for an event loop; opens nothing before its first command."""
+    try:
+        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        return redis.asyncio.Redis.from_url(url, retry=retry, **_options())
+    except ValueError as error:
+        raise ConfigError(f"redis URL {_without_password(url)!r}: {error}") from error
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://')[0]}://***@{tail}" if at else url
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what redis-py raises into vecfleet's errors."""
+    try:
+        yield
+    except VecfleetError:
+        raise
+    except redis.exceptions.OutOfMemoryError as error:
+        raise QueueFull("Redis is full; try again later", retry_after_s=5.0) from error
+    except redis.exceptions.AuthenticationError as error:
+        raise ConfigError(f"Redis refused the credentials: {error}") from error
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+        raise RedisUnavailable(
+            f"Redis does not answer ({error}); check its address and that it runs",
+            retry_after_s=2.0,
+        ) from error
+    except redis.exceptions.BusyLoadingError as error:
+        raise RedisUnavailable("Redis is loading its data", retry_after_s=2.0) from error
+    except redis.exceptions.ResponseError as error:
+        if str(error).startswith(("OOM", "MISCONF")):
+            raise QueueFull(f"Redis refuses writes: {error}", retry_after_s=5.0) from error
+        raise
+
+
+def read_lua(directory: Path, *names: str) -> str:
+    """The scripts ``names`` of one folder, one after the other."""
+    return "\n".join((directory / f"{name}.lua").read_text() for name in names)

@@ -1,0 +1,76 @@
+-- Claim jobs from several queues, the first ones first.
+--
+-- KEYS  rq:queue:{queue} list, one a queue; the rest as the ledger names them
+-- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 prefix of the execution ids
+--       then for each queue: its name, most jobs, most tokens
+-- Returns one array a job: id, execution, number of its queue, this claim's time in us, then the
+--       values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ Queue.
+local FIELDS = {
+  'data', 'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
+  'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl',
+}
+local STATUS, DEADLINE, SUB = #FIELDS + 1, #FIELDS + 2, 5
+local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local ask = {unpack(FIELDS)}
+ask[STATUS], ask[DEADLINE] = 'status', 'vf_deadline'
+
+-- Jobs whose text, client or submission is gone are dropped here, and never reach an engine.
+local function is_gone(job)
+  local deadline, sub = job[DEADLINE], job[SUB]
+  if not job[1] or job[STATUS] == 'canceled' then return true end
+  if deadline and tonumber(deadline) < now_ms then return true end
+  return sub and redis.call('HGET', 'vf:sub:' .. sub, 'state') == 'cancelled'
+end
+
+local function take(id, queue, job, number)
+  local execution = prefix .. number
+  local member, key, ttl_s = id .. ':' .. execution, 'rq:job:' .. id, math.ceil(lease_ms / 1000)
+  local seconds = text(now_ms / 1000)
+  redis.call('ZADD', 'vf:lease:' .. queue, text(now_ms + lease_ms), member)
+  redis.call('ZADD', 'rq:wip:' .. queue, '+inf', member)
+  redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'created_at', seconds,
+    'last_heartbeat', seconds, 'worker_name', worker)
+  redis.call('EXPIRE', 'rq:execution:' .. member, ttl_s)
+  redis.call('ZADD', 'rq:executions:' .. id, text(now_ms / 1000 + ttl_s + 60), execution)
+  redis.call('EXPIRE', 'rq:executions:' .. id, ttl_s + 60)
+  redis.call('HSET', key, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
+    'worker_name', worker, 'vf_attempts', tonumber(job[10] or 0) + 1)
+  redis.call('PERSIST', key)
+  return execution
+end
+
+local claimed = {}
+for k, list in ipairs(KEYS) do
+  local queue = ARGV[2 + 3 * k]
+  local most_jobs, most_tokens = tonumber(ARGV[3 + 3 * k]), tonumber(ARGV[4 + 3 * k])
+  local jobs, tokens, left, left_tokens, left_bytes = 0, 0, 0, 0, 0
+  while jobs < most_jobs do
+    local id = redis.call('LINDEX', list, 0)
+    if not id then break end
+    local job = redis.call('HMGET', 'rq:job:' .. id, unpack(ask))
+    local cost = tonumber(job[2] or 0)
+    local gone = is_gone(job)
+    if not gone and tokens > 0 and tokens + cost > most_tokens then break end
+    redis.call('LPOP', list)
+    if job[2] then
+      left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + #(job[1] or '')
+    end
+    if gone then
+      redis.call('DEL', 'rq:job:' .. id)
+    else
+      jobs, tokens = jobs + 1, tokens + cost
+      local execution = take(id, queue, job, #claimed + 1)
+      local row = {id, execution, k, now_us}
+      for f = 1, #FIELDS do row[#row + 1] = job[f] end
+      claimed[#claimed + 1] = row
+    end
+  end
+  local load = 'vf:load:' .. queue
+  if redis.call('LLEN', list) == 0 then
+    redis.call('DEL', load)  -- the sums start anew, whatever stock tools took out of the list
+  elseif left > 0 then
+    count_waiting(queue, -left_tokens, -left_bytes, -left)
+  end
+  if jobs > 0 and redis.call('LLEN', list) > 0 then ring(queue) end
+end
+return claimed

@@ -1,0 +1,15 @@
+-- Give claims back: to the front of their queues, and no attempt is charged.
+--
+-- KEYS  none of its own: as the ledger names them
+-- ARGV  for each job: id, execution, queue
+-- Returns how many were still ours
+local released = 0
+for at = #ARGV - 2, 1, -3 do
+  local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  if unlease(id, execution, queue) and redis.call('EXISTS', 'rq:job:' .. id) == 1 then
+    redis.call('HINCRBY', 'rq:job:' .. id, 'vf_attempts', -1)
+    queue_job(id, queue, true)
+    released = released + 1
+  end
+end
+return released

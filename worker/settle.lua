@@ -1,0 +1,83 @@
+-- Settle claimed jobs: for each, the fence first, then what its outcome asks for.
+--
+-- KEYS  none of its own: as the ledger names them
+-- ARGV  1 worker   2 time, ISO 8601   3 most replies   4 replies' TTL, s   5 dead letter's TTL, s
+--       6 most errors kept with a submission
+--       then for each job: id, execution, queue, outcome, box, reply, target, payload,
+--       submission, block, documents, refused documents, their errors (msgpack), their data
+--       and RQ's compressed reason
+--       (what is refused out of a block goes to the dead letter as a job of its own)
+-- Outcomes
+--   answer   the job is deleted, its reply goes to the box
+--   hand_on  the job moves to queue {target} with {payload} as its data
+--   commit   the job is deleted, its block is marked committed, its reply goes to the box
+--   fail     the job goes to the dead letter, {payload} is RQ's compressed reason; its block is
+--            marked refused, its reply goes to the box
+--   finish   a stock job's result ({payload}) is kept for {target} seconds where RQ looks for it
+-- Returns 1 for each job that was settled, 0 for each that was no longer ours
+local STRIDE = 15
+local worker, iso = ARGV[1], ARGV[2]
+local most_replies, reply_ttl_s, dead_ttl_s, most_errors =
+  tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local function hand_on(id, queue, target, payload)
+  local key = 'rq:job:' .. id
+  redis.call('HSET', key, 'data', payload, 'vf_attempts', 0)
+  queue_job(id, target, false)
+end
+
+local function refuse(id, queue, execution, sub, data, reason)
+  local apart = id .. '-refused'
+  redis.call('HSET', 'rq:job:' .. apart, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
+    'data', data, 'vf_sub', sub)
+  bury(apart, queue, worker, execution, reason, iso, dead_ttl_s)
+end
+
+local function finish(id, queue, ttl_s, payload, execution)
+  local key, results = 'rq:job:' .. id, 'rq:results:' .. id
+  redis.call('HSET', key, 'status', 'finished', 'ended_at', iso, 'last_heartbeat', iso)
+  redis.call('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', worker,
+    'return_value', payload, 'execution_id', execution)
+  if ttl_s == 0 then
+    redis.call('DEL', key, results)
+  elseif ttl_s > 0 then
+    redis.call('EXPIRE', key, ttl_s)
+    redis.call('EXPIRE', results, ttl_s)
+    redis.call('ZADD', 'rq:finished:' .. queue, text(now_ms / 1000 + ttl_s), id)
+  else
+    redis.call('ZADD', 'rq:finished:' .. queue, '+inf', id)
+  end
+end
+
+local settled = {}
+for at = 7, #ARGV, STRIDE do
+  local id, execution, queue, outcome = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local box, reply, target, payload = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
+  local sub, block = ARGV[at + 8], ARGV[at + 9]
+  local docs, refused, errors = tonumber(ARGV[at + 10]), tonumber(ARGV[at + 11]), ARGV[at + 12]
+  if not unlease(id, execution, queue) then
+    settled[#settled + 1] = 0
+  else
+    note_errors(sub, errors, most_errors)
+    if ARGV[at + 13] ~= '' then refuse(id, queue, execution, sub, ARGV[at + 13], ARGV[at + 14]) end
+    if outcome == 'hand_on' then
+      if refused > 0 then
+        redis.call('HSET', 'rq:job:' .. id, 'vf_docs', docs, 'vf_refused', refused)
+      end
+      hand_on(id, queue, target, payload)
+    else
+      if reply ~= '' then answer(box, reply, reply_ttl_s, most_replies) end
+      if outcome == 'fail' then
+        bury(id, queue, worker, execution, payload, iso, dead_ttl_s)
+        mark(sub, block, false, docs, refused)
+      elseif outcome == 'finish' then
+        finish(id, queue, tonumber(target), payload, execution)
+      else
+        forget(id)
+        if outcome == 'commit' then mark(sub, block, true, docs, refused) end
+      end
+    end
+    settled[#settled + 1] = 1
+  end
+end
+return settled
