@@ -1,0 +1,411 @@
+"""The worker: claims jobs in batches, runs them on one event loop, settles them in batches.
+
+Four threads talk to Redis, so that none waits for another: a claimer for each lane, the settler,
+and the heartbeat, which also rescues. The event loop (the caller's thread) owns the engine. A
+claimer that finds nothing blocks on its queues' bells; credits (worker/window.py) bound what is
+in flight, so a lane without credit claims nothing and the other lane goes on.
+
+   claimer ──claimed──► loop: handler ──outcome──► settler
+      ▲                                               │
+      └───────────────── credits ◄────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vecfleet.common import keys
+from vecfleet.common.errors import (
+    EngineFailed,
+    InvalidInput,
+    JobCancelled,
+    RedisUnavailable,
+    VecfleetError,
+)
+from vecfleet.worker.handlers import Handlers, Many, One
+from vecfleet.worker.job import ClaimedJob, Commit, Failure, HandOn, Outcome, Settlement
+from vecfleet.worker.ledger import Announcement, Ask, Ledger
+from vecfleet.worker.window import Window
+
+log = logging.getLogger(__name__)
+
+_BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
+_ROOM_WAIT_S = 0.5
+_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+_SETTLE_JOBS = 128
+_SETTLE_BYTES = 16 << 20
+_REPORT_S = 2.0
+
+OnEvent = Callable[[str, int], None]  # name of what happened, and to how many jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often the worker shows itself, and how long it may take to drain."""
+
+    heartbeat_s: float = keys.HEARTBEAT_S
+    rescue_s: float = 1.0
+    drain_s: float = 60.0
+
+
+@dataclass(slots=True)
+class _Running:
+    job: ClaimedJob
+    task: asyncio.Task[None] | None = None
+
+
+class BatchWorker:
+    """Runs the jobs of some queues with the handlers of an allow-list."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        queues: Callable[[], Sequence[keys.QueueName]],
+        handlers: Handlers,
+        windows: Mapping[keys.Lane, Window],
+        announce: Callable[[], Announcement],
+        timing: Timing | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        """``queues`` is asked before every claim: an aggregator's queues come and go."""
+        self._ledger = ledger
+        self._queues = queues
+        self._handlers = handlers
+        self._windows = windows
+        self._announce = announce
+        self._timing = timing or Timing()
+        self._on_event = on_event or (lambda name, count: None)
+        self._running: dict[str, _Running] = {}  # by execution; the loop's thread writes
+        self._outcomes: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._over = threading.Event()
+        self._idle: asyncio.Event = asyncio.Event()
+        self._suspect = threading.Event()  # a claim's reply may have been lost
+        self._busy_since: float | None = None
+        self._busy_s = 0.0
+        self._succeeded = 0
+        self._failed = 0
+
+    async def run(self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None) -> None:
+        """Work until ``stop``; then finish what is in flight and leave.
+
+        What is not finished within the drain time, or once ``hurry`` is set, is released.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._idle.set()
+        registered = list(self._queues())
+        await asyncio.to_thread(self._ledger.register, registered)
+        await asyncio.to_thread(self._beat)
+        threads = [
+            *(
+                threading.Thread(target=self._claim_loop, args=(lane,), name=f"claim-{lane}")
+                for lane in self._windows
+            ),
+            threading.Thread(target=self._settle_loop, name="settle"),
+            threading.Thread(target=self._heartbeat_loop, name="heartbeat"),
+        ]
+        for thread in threads:
+            thread.start()
+        self._on_event("ready", 0)
+        try:
+            await stop.wait()
+        finally:
+            await self._drain(threads, hurry or asyncio.Event())
+            await asyncio.to_thread(self._leave, registered)
+        self._on_event("stopped", 0)
+
+    # Claiming
+
+    def _claim_loop(self, lane: keys.Lane) -> None:
+        window = self._windows[lane]
+        retries = 0
+        while not self._stopping.is_set():
+            room = window.wait_for_room(_ROOM_WAIT_S)
+            if room is None:
+                continue
+            mine = [name for name in self._queues() if name.lane == lane]
+            try:
+                jobs = self._ledger.claim([Ask(name, room.jobs, room.tokens) for name in mine])
+                if not jobs:
+                    self._wait(mine)
+                retries = 0
+            except RedisUnavailable as error:
+                self._suspect.set()
+                self._pause(error, retries)
+                retries += 1
+                continue
+            if jobs:
+                for job in jobs:
+                    window.take(job.tokens)
+                self._loop.call_soon_threadsafe(self._start, jobs)
+
+    def _wait(self, mine: Sequence[keys.QueueName]) -> None:
+        if mine:
+            self._ledger.wait(mine, _BELL_WAIT_S)
+        else:
+            self._stopping.wait(_BELL_WAIT_S)
+
+    # Executing
+
+    def _start(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Begin claimed jobs, on the loop's thread."""
+        self._on_event("claimed", len(jobs))
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
+        self._idle.clear()
+        together: dict[str, list[ClaimedJob]] = {}
+        for job in jobs:
+            self._running[job.execution] = _Running(job)
+            handler = self._handlers.get(job.function)
+            if isinstance(handler, Many):
+                together.setdefault(job.function, []).append(job)
+            elif isinstance(handler, One):
+                self._spawn([job], self._run_one(handler, job))
+            else:
+                self._finish(job, Failure(_refusal(job)))
+        for function, group in together.items():
+            handler = self._handlers[function]
+            assert isinstance(handler, Many)
+            self._spawn(group, self._run_many(handler, group))
+
+    def _spawn(self, jobs: Sequence[ClaimedJob], work: object) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work)  # type: ignore[arg-type]
+        for job in jobs:
+            self._running[job.execution].task = task
+
+    async def _run_one(self, handler: One, job: ClaimedJob) -> None:
+        try:
+            outcome: Outcome = await asyncio.wait_for(handler.run(job), job.timeout_s)
+        except asyncio.CancelledError:
+            self._drop(job)
+            raise
+        except Exception as error:
+            outcome = Failure(_as_ours(error, job))
+        self._finish(job, outcome)
+
+    async def _run_many(self, handler: Many, jobs: Sequence[ClaimedJob]) -> None:
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = await handler.run(jobs)
+        except asyncio.CancelledError:
+            for job in jobs:
+                self._drop(job)
+            raise
+        except Exception as error:
+            outcomes = [Failure(_as_ours(error, job)) for job in jobs]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._finish(job, outcome)
+
+    def _finish(self, job: ClaimedJob, outcome: Outcome) -> None:
+        self._outcomes.put(Settlement(job, outcome))
+
+    def _drop(self, job: ClaimedJob) -> None:
+        """Forget a job that is not ours any more; there is nothing to settle."""
+        if self._running.pop(job.execution, None) is not None:
+            self._windows[job.queue.lane].give_back(job.tokens)
+            self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._running:
+            return
+        if self._busy_since is not None:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
+        self._idle.set()
+
+    # Settling
+
+    def _settle_loop(self) -> None:
+        while True:
+            first = self._outcomes.get()
+            if first is None:
+                return
+            batch, ended = self._gather(first)
+            self._settle(batch)
+            if ended:
+                return
+
+    def _gather(self, first: Settlement) -> tuple[list[Settlement], bool]:
+        """All that is there, up to a size that does not hold Redis up."""
+        batch, size = [first], _size(first)
+        while len(batch) < _SETTLE_JOBS and size < _SETTLE_BYTES:
+            try:
+                another = self._outcomes.get_nowait()
+            except queue.Empty:
+                break
+            if another is None:
+                return batch, True
+            batch.append(another)
+            size += _size(another)
+        return batch, False
+
+    def _settle(self, batch: Sequence[Settlement]) -> None:
+        """Settle until Redis has answered; the fence makes a second try harmless."""
+        retries = 0
+        while True:
+            try:
+                settled = self._ledger.settle(batch)
+                break
+            except RedisUnavailable as error:
+                if self._over.is_set():
+                    return
+                self._pause(error, retries)
+                retries += 1
+            except Exception:
+                log.exception("cannot settle; the leases run out and others take the jobs over")
+                settled = [False] * len(batch)
+                break
+        for settlement, done in zip(batch, settled, strict=True):
+            if not done:
+                log.warning("job %s was cancelled or taken over", settlement.job.id)
+        self._loop.call_soon_threadsafe(self._settled, batch, settled)
+
+    def _settled(self, batch: Sequence[Settlement], settled: Sequence[bool]) -> None:
+        for settlement, done in zip(batch, settled, strict=True):
+            job = settlement.job
+            if self._running.pop(job.execution, None) is not None:
+                self._windows[job.queue.lane].give_back(job.tokens)
+            if isinstance(settlement.outcome, Failure):
+                self._failed += done
+            else:
+                self._succeeded += done
+        self._note_idle()
+        self._on_event("settled", sum(settled))
+
+    # Staying alive
+
+    def _heartbeat_loop(self) -> None:
+        beat_at = rescue_at = report_at = 0.0
+        pause = min(self._timing.heartbeat_s, self._timing.rescue_s)
+        while not self._over.wait(pause):
+            now = time.monotonic()
+            try:
+                if now >= beat_at:
+                    beat_at = now + self._timing.heartbeat_s
+                    self._beat()
+                if now >= rescue_at and not self._stopping.is_set():
+                    rescue_at = now + self._timing.rescue_s
+                    self._rescue()
+                if now >= report_at:
+                    report_at = now + _REPORT_S
+                    self._report()
+                if self._suspect.is_set():
+                    self._reconcile()
+            except RedisUnavailable as error:
+                log.warning("no heartbeat: %s", error)
+            except Exception:
+                log.exception("the heartbeat failed; it goes on")
+
+    def _beat(self) -> None:
+        jobs = [running.job for running in list(self._running.values())]
+        lost = self._ledger.heartbeat(jobs, self._announce())
+        if lost:
+            self._loop.call_soon_threadsafe(self._abort, lost)
+
+    def _abort(self, lost: set[str]) -> None:
+        """Stop working on jobs that were cancelled or taken over."""
+        for running in list(self._running.values()):
+            single = isinstance(self._handlers.get(running.job.function), One)
+            if running.job.id in lost and single and running.task is not None:
+                running.task.cancel()
+        self._on_event("lost", len(lost))
+
+    def _rescue(self) -> None:
+        again, buried = self._ledger.rescue(self._queues())
+        if again or buried:
+            log.warning("rescued %d jobs of dead workers, buried %d", again, buried)
+            self._on_event("rescued", again + buried)
+
+    def _reconcile(self) -> None:
+        """Give back claims whose reply never reached us.
+
+        A claim may be under way while we look, so only what two looks in a row find is given back.
+        """
+        self._suspect.clear()
+        first = {job.execution for job in self._orphans()}
+        if first and not self._over.wait(_BELL_WAIT_S):
+            released = self._ledger.release(j for j in self._orphans() if j.execution in first)
+            if released:
+                log.warning("gave back %d claims whose reply was lost", released)
+                self._on_event("reconciled", released)
+
+    def _orphans(self) -> list[ClaimedJob]:
+        running = [entry.job for entry in list(self._running.values())]
+        return self._ledger.orphans(self._queues(), running)
+
+    def _report(self) -> None:
+        succeeded, self._succeeded = self._succeeded, 0
+        failed, self._failed = self._failed, 0
+        busy_s, self._busy_s = self._busy_s, 0.0
+        busy = bool(self._running)
+        self._ledger.report(busy=busy, succeeded=succeeded, failed=failed, busy_s=busy_s)
+
+    def _pause(self, error: VecfleetError, retries: int) -> None:
+        log.warning("%s", error)
+        self._over.wait(_RETRY_S[min(retries, len(_RETRY_S) - 1)])
+
+    # Leaving
+
+    async def _drain(self, threads: Iterable[threading.Thread], hurry: asyncio.Event) -> None:
+        """Claim nothing more, finish what runs, release the rest; leases live until then."""
+        self._stopping.set()
+        claimers = [thread for thread in threads if thread.name.startswith("claim-")]
+        for thread in claimers:
+            await asyncio.to_thread(thread.join)
+        hurried = asyncio.create_task(hurry.wait())
+        idle = asyncio.create_task(self._idle.wait())
+        await asyncio.wait(
+            (hurried, idle), timeout=self._timing.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        idle.cancel()
+        left = [running.job for running in self._running.values()]
+        for running in list(self._running.values()):
+            if running.task is not None:
+                running.task.cancel()
+        self._over.set()
+        self._outcomes.put(None)
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        if left:
+            released = await asyncio.to_thread(self._ledger.release, left)
+            log.warning("released %d unfinished jobs", released)
+            self._on_event("released", released)
+
+    def _leave(self, queues: Sequence[keys.QueueName]) -> None:
+        try:
+            self._ledger.unregister(queues, self._announce().pools)
+        except RedisUnavailable as error:
+            log.warning("could not say goodbye: %s", error)
+
+
+def _refusal(job: ClaimedJob) -> VecfleetError:
+    if job.error is not None:
+        return job.error
+    return InvalidInput(f"this worker runs no function {job.function!r}", field="function")
+
+
+def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
+    if isinstance(error, VecfleetError):
+        return error
+    if isinstance(error, TimeoutError):
+        return JobCancelled(f"the job ran longer than {job.timeout_s:g} s")
+    log.error("job %s failed in %s", job.id, job.function, exc_info=error)
+    return EngineFailed(f"{type(error).__name__}: {error}")
+
+
+def _size(settlement: Settlement) -> int:
+    match settlement.outcome:
+        case HandOn() as outcome:
+            return len(outcome.data)
+        case Commit():
+            return 0
+        case outcome:
+            return len(getattr(outcome, "body", None) or ())

@@ -1,0 +1,158 @@
+"""A claimed job, and what may become of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vecfleet.common import codec, keys
+from vecfleet.common.errors import CorruptPayload, VecfleetError
+from vecfleet.common.limits import BYTES_PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job this worker holds the lease of."""
+
+    id: str
+    execution: str  # this claim of it; with the id it names the lease
+    queue: keys.QueueName
+    function: str  # "" when the data could not be read
+    payload: Any
+    tokens: int  # estimated cost
+    claimed_us: int  # Redis TIME
+    enqueued_us: int
+    attempts: int  # claims so far, this one included
+    box: str = ""  # whose reply box waits for the answer
+    submission: str = ""
+    block: int = 0
+    documents: int = 0
+    refused: int = 0  # documents of the block that an earlier stage refused
+    merge_queue: str = ""
+    version: int = 0  # assigned at the enqueue, 0 where none was
+    is_stock: bool = False  # enqueued by a stock RQ Queue: nobody admitted it
+    timeout_s: float | None = None
+    result_ttl_s: int = keys.RESULT_TTL_S
+    error: VecfleetError | None = None  # why the data could not be read
+
+    @property
+    def queue_ms(self) -> float:
+        """How long it waited, by Redis's clock."""
+        return max(0.0, (self.claimed_us - self.enqueued_us) / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One document of a block that cannot be embedded."""
+
+    place: int
+    id: str
+    error: VecfleetError
+
+    def to_wire(self) -> dict[str, Any]:
+        """As it travels in replies and stands with the submission."""
+        return {"place": self.place, "id": self.id, **self.error.to_wire()}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The job is done; ``body`` goes to whoever waits."""
+
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class HandOn:
+    """The job moves on to another queue with new data."""
+
+    queue: str
+    data: bytes
+    documents: int
+    refused: Sequence[Refused] = ()
+    refused_data: bytes = b""  # a call of the same function on the refused documents alone
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The job's block is in the index for good."""
+
+    documents: int
+    body: Any
+    refused: Sequence[Refused] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The job failed and will not be tried again."""
+
+    error: VecfleetError
+
+
+Outcome = Answer | HandOn | Commit | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A claimed job with its outcome."""
+
+    job: ClaimedJob
+    outcome: Outcome
+    notes: tuple[str, ...] = field(default=())
+
+
+def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
+    """The job that a row of claim.lua's answer describes."""
+    job_id, execution, _, claimed_us, data, cost, enqueued, box, sub, block, docs = row[:11]
+    merge_queue, version, attempts, refused, timeout, result_ttl = row[11:17]
+    is_stock = cost is None
+    function, payload, error = _read_call(data, is_stock)
+    return ClaimedJob(
+        id=job_id.decode(),
+        execution=execution.decode(),
+        queue=queue,
+        function=function,
+        payload=payload,
+        tokens=len(data) // BYTES_PER_TOKEN if is_stock else int(cost),
+        claimed_us=int(claimed_us),
+        enqueued_us=int(enqueued or claimed_us),
+        attempts=int(attempts or 0) + 1,
+        box=_text(box),
+        submission=_text(sub),
+        block=int(block or 0),
+        documents=int(docs or 0),
+        refused=int(refused or 0),
+        merge_queue=_text(merge_queue),
+        version=int(version or 0),
+        is_stock=is_stock,
+        timeout_s=float(timeout) if timeout else None,
+        result_ttl_s=int(result_ttl) if result_ttl else keys.RESULT_TTL_S,
+        error=error,
+    )
+
+
+def _read_call(data: bytes, is_stock: bool) -> tuple[str, Any, VecfleetError | None]:
+    try:
+        function, arguments, keywords = codec.unpack_call(_inflate(data) if is_stock else data)
+        if len(arguments) != 1 or keywords:
+            raise CorruptPayload(f"{function} takes one argument, the payload")
+        return function, arguments[0], None
+    except VecfleetError as error:
+        return "", None, error
+
+
+def _inflate(data: bytes) -> bytes:
+    """RQ's zlib, bounded: a small job must not become a large one in memory."""
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, codec.MAX_PAYLOAD_BYTES)
+    except zlib.error:
+        return data  # RQ reads data that was not compressed, so do we
+    if inflater.unconsumed_tail:
+        raise CorruptPayload(f"the job's data has more than {codec.MAX_PAYLOAD_BYTES} bytes")
+    return plain
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode() if value else ""

@@ -1,0 +1,313 @@
+"""The worker's side of the queue: claim, settle, release, rescue, heartbeat, each one Lua call.
+
+A lease is a member of ``vf:lease:{queue}``, scored by Redis TIME; removing it is the fence. RQ's
+started registry only mirrors it (see common/keys.py). RQ 2.12's layout is private to RQ: a test
+runs these scripts against RQ's own handlers, so that a version that moves a key is noticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import socket
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+
+from vecfleet.common import codec, keys
+from vecfleet.common.errors import JobFailed
+from vecfleet.common.model import ModelCard
+from vecfleet.common.redis_client import read_lua, translated
+from vecfleet.worker.job import (
+    Answer,
+    ClaimedJob,
+    Commit,
+    Failure,
+    HandOn,
+    Settlement,
+    decode_claim,
+)
+
+_FOLDER = Path(__file__).parent
+_RQ_VERSION = "2.12"
+_RESCUE_AT_ONCE = 256
+_DIED = "the job's worker died or lost its lease too often"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How much to claim from one queue."""
+
+    queue: keys.QueueName
+    jobs: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a worker says of itself with each heartbeat."""
+
+    card: ModelCard | None = None
+    pools: tuple[str, ...] = ()
+    status: dict[str, str | int | float] = field(default_factory=dict)
+
+
+class Ledger:
+    """One worker's claims in Redis. Thread-safe: it holds nothing but connections."""
+
+    def __init__(
+        self, client: redis.Redis, worker: str, *, lease_s: float = keys.LEASE_TTL_S
+    ) -> None:
+        """``worker`` must be unique among the living; its name is part of every claim."""
+        self.worker = worker
+        self._redis = client
+        self._lease_ms = int(lease_s * 1000)
+        # Claims are told apart by a prefix of this process, so that claims whose reply was lost
+        # can be found again among the leases.
+        self._prefix = secrets.token_hex(8)
+        self._claims = 0
+
+        def script(name: str) -> Any:
+            return client.register_script(read_lua(_FOLDER, "ledger", name))
+
+        self._claim = script("claim")
+        self._settle = script("settle")
+        self._release = script("release")
+        self._rescue = script("rescue")
+        self._heartbeat = script("heartbeat")
+
+    def claim(self, asks: Sequence[Ask]) -> list[ClaimedJob]:
+        """Take jobs from the queues of ``asks``, the first ones first."""
+        self._claims += 1
+        arguments: list[Any] = [
+            self.worker,
+            _now(),
+            self._lease_ms,
+            f"{self._prefix}-{self._claims}-",
+        ]
+        for ask in asks:
+            arguments += (str(ask.queue), ask.jobs, ask.tokens)
+        names = [keys.queue_list(ask.queue) for ask in asks]
+        with translated():
+            rows = self._claim(keys=names, args=arguments)
+        return [decode_claim(row, asks[row[2] - 1].queue) for row in rows]
+
+    def wait(self, queues: Iterable[keys.QueueName], timeout_s: float) -> None:
+        """Return when something came into one of the queues, or after ``timeout_s``."""
+        with translated():
+            self._redis.blpop([keys.bell(queue) for queue in queues], timeout=timeout_s)
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Carry out the outcomes; False for each job that was no longer ours."""
+        arguments: list[Any] = [
+            self.worker,
+            _now(),
+            keys.MAX_REPLIES,
+            keys.REPLY_TTL_S,
+            keys.DEAD_TTL_S,
+            keys.MAX_KEPT_ERRORS,
+        ]
+        for settlement in settlements:
+            arguments += _settle_arguments(settlement)
+        with translated():
+            return [done == 1 for done in self._settle(args=arguments)]
+
+    def release(self, jobs: Iterable[ClaimedJob]) -> int:
+        """Give claims back to the front of their queues; no attempt is charged."""
+        arguments = [part for job in jobs for part in (job.id, job.execution, str(job.queue))]
+        if not arguments:
+            return 0
+        with translated():
+            return int(self._release(args=arguments))
+
+    def rescue(self, queues: Sequence[keys.QueueName]) -> tuple[int, int]:
+        """Queue jobs with expired leases again, bury those tried too often: how many of each."""
+        if not queues:
+            return 0, 0
+        arguments: list[Any] = [
+            keys.MAX_ATTEMPTS,
+            _rq_reason(_DIED),
+            _now(),
+            keys.DEAD_TTL_S,
+            keys.REPLY_TTL_S,
+            keys.MAX_REPLIES,
+            codec.dumps(JobFailed(_DIED).to_wire()),
+            _RESCUE_AT_ONCE,
+            *map(str, queues),
+        ]
+        with translated():
+            again, buried = self._rescue(keys=[keys.lease(q) for q in queues], args=arguments)
+        return again, buried
+
+    def heartbeat(self, jobs: Sequence[ClaimedJob], says: Announcement) -> set[str]:
+        """Renew the leases of ``jobs``; returns the ids of those that are no longer ours."""
+        card = says.card
+        names = [
+            f"rq:worker:{self.worker}",
+            keys.worker(self.worker),
+            "rq:workers",
+            keys.MODELS,
+            keys.model(card.name) if card else keys.MODELS,
+            *(keys.live(pool) for pool in says.pools),
+        ]
+        arguments: list[Any] = [
+            self.worker,
+            _now(),
+            self._lease_ms,
+            keys.WORKER_TTL_S,
+            keys.MODEL_TTL_S,
+            card.name if card else "",
+            codec.dumps(card.to_wire()) if card else b"",
+            len(says.pools),
+            len(says.status),
+        ]
+        for name, value in says.status.items():
+            arguments += (name, value)
+        for job in jobs:
+            arguments += (job.id, job.execution, str(job.queue))
+        with translated():
+            return {job_id.decode() for job_id in self._heartbeat(keys=names, args=arguments)}
+
+    def orphans(
+        self, queues: Iterable[keys.QueueName], in_flight: Iterable[ClaimedJob]
+    ) -> list[ClaimedJob]:
+        """Claims of this process that it does not know of: their reply was lost on the way."""
+        known = {f"{job.id}:{job.execution}" for job in in_flight}
+        found = []
+        with translated():
+            for queue in queues:
+                for raw in cast(Any, self._redis.zrange(keys.lease(queue), 0, -1)):
+                    member = raw.decode()
+                    job_id, _, execution = member.partition(":")
+                    if execution.startswith(self._prefix) and member not in known:
+                        found.append(_bare(job_id, execution, queue))
+        return found
+
+    def register(self, queues: Sequence[keys.QueueName]) -> None:
+        """Show this worker to RQ's tools."""
+        key = f"rq:worker:{self.worker}"
+        now = _now()
+        about: dict[str, str | int | float] = {
+            "birth": now,
+            "last_heartbeat": now,
+            "queues": ",".join(map(str, queues)),
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "ip_address": "",
+            "version": _RQ_VERSION,
+            "python_version": "",
+            "state": "idle",
+            "successful_job_count": 0,
+            "failed_job_count": 0,
+            "total_working_time": 0.0,
+        }
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.delete(key)
+            pipe.hset(key, mapping=cast(Any, about))
+            pipe.expire(key, keys.WORKER_TTL_S)
+            pipe.sadd("rq:workers", key)
+            for queue in queues:
+                pipe.sadd(f"rq:workers:{queue}", key)
+                pipe.sadd(keys.QUEUES, keys.queue_list(queue))
+            pipe.execute()
+
+    def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
+        """Leave RQ's registries and the pools."""
+        key = f"rq:worker:{self.worker}"
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.srem("rq:workers", key)
+            for queue in queues:
+                pipe.srem(f"rq:workers:{queue}", key)
+            for pool in pools:
+                pipe.zrem(keys.live(pool), self.worker)
+            pipe.delete(key, keys.worker(self.worker))
+            pipe.execute()
+
+    def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
+        """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""
+        key = f"rq:worker:{self.worker}"
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(key, "state", "busy" if busy else "idle")
+            pipe.hincrby(key, "successful_job_count", succeeded)
+            pipe.hincrby(key, "failed_job_count", failed)
+            pipe.hincrbyfloat(key, "total_working_time", busy_s)
+            pipe.execute()
+
+
+def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
+    job, outcome = settlement.job, settlement.outcome
+    name, reply, target, payload = "answer", b"", "", b""
+    documents, refused_data, reason = job.documents, b"", b""
+    refused: Sequence[Any] = ()
+    match outcome:
+        case Answer(body) if job.is_stock:
+            name, target = "finish", str(job.result_ttl_s)
+            payload = base64.b64encode(codec.dumps(body))
+        case Answer(body):
+            reply = codec.dumps([job.id, "ok", body])
+        case HandOn():
+            name, target, payload = "hand_on", outcome.queue, outcome.data
+            documents, refused = outcome.documents, outcome.refused
+            refused_data = outcome.refused_data
+            reason = (
+                _rq_reason("; ".join(r.error.message for r in refused[:10])) if refused else b""
+            )
+        case Commit():
+            name, documents, refused = "commit", outcome.documents, outcome.refused
+            reply = codec.dumps([job.id, "ok", outcome.body])
+        case Failure(error):
+            # Whoever waits for an answer gets the error; only what nobody waits for is kept.
+            waits = bool(job.box) and not job.submission
+            name = "answer" if waits else "fail"
+            reply = codec.dumps([job.id, "error", error.to_wire()])
+            payload = _rq_reason(f"{error.code}: {error.message}")
+    return (
+        job.id,
+        job.execution,
+        str(job.queue),
+        name,
+        job.box,
+        reply if job.box else b"",
+        target,
+        payload,
+        job.submission,
+        job.block,
+        documents,
+        job.refused + len(refused),
+        codec.dumps([entry.to_wire() for entry in refused]) if refused else b"",
+        refused_data,
+        reason,
+    )
+
+
+def _rq_reason(reason: str) -> bytes:
+    """A failure's reason as RQ keeps it in its result stream."""
+    return base64.b64encode(zlib.compress(reason.encode()))
+
+
+def _bare(job_id: str, execution: str, queue: keys.QueueName) -> ClaimedJob:
+    return ClaimedJob(
+        id=job_id,
+        execution=execution,
+        queue=queue,
+        function="",
+        payload=None,
+        tokens=0,
+        claimed_us=0,
+        enqueued_us=0,
+        attempts=0,
+    )
+
+
+def _now() -> str:
+    """The time as RQ writes it; for people only, leases go by Redis TIME."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,64 @@
+"""Credits: how many tokens of one lane may be in flight in one worker."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may be claimed now."""
+
+    jobs: int
+    tokens: int
+
+
+class Window:
+    """A bounded number of tokens and jobs in flight.
+
+    There is always room for ``min_jobs`` jobs, however long their texts: with fewer than two
+    blocks in flight the engine would stand still while the next one is on its way.
+    """
+
+    def __init__(self, *, max_tokens: int, max_jobs: int, min_jobs: int = 1) -> None:
+        self._max_tokens = max_tokens
+        self._max_jobs = max_jobs
+        self._min_jobs = min_jobs
+        self._tokens = 0
+        self._jobs = 0
+        self._changed = threading.Condition()
+
+    def room(self) -> Room | None:
+        """What may be claimed now, None when nothing may."""
+        jobs = self._max_jobs - self._jobs
+        tokens = self._max_tokens - self._tokens
+        if jobs <= 0 or (tokens <= 0 and self._jobs >= self._min_jobs):
+            return None
+        if tokens <= 0:
+            return Room(self._min_jobs - self._jobs, 1)
+        return Room(jobs, tokens)
+
+    def wait_for_room(self, timeout_s: float) -> Room | None:
+        """Block until something may be claimed; None when that took longer than ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.room() is not None, timeout_s)
+            return self.room()
+
+    def take(self, tokens: int) -> None:
+        """A job of ``tokens`` is in flight."""
+        with self._changed:
+            self._tokens += tokens
+            self._jobs += 1
+
+    def give_back(self, tokens: int) -> None:
+        """That job is settled."""
+        with self._changed:
+            self._tokens -= tokens
+            self._jobs -= 1
+            self._changed.notify_all()
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """Jobs and tokens in flight."""
+        return self._jobs, self._tokens
