@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from vecfleet.common.errors import ConfigError, QueueFull, RedisUnavailable, VecfleetError
+from vecfleet.common.settings import redact_url
 
 CONNECT_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 30.0
@@ -34,7 +35,7 @@ def connect(url: str) -> redis.Redis:
     try:
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options())
     except ValueError as error:
-        raise ConfigError(f"redis URL {_without_password(url)!r}: {error}") from error
+        raise ConfigError(f"redis URL {redact_url(url)!r}: {error}") from error
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
@@ -43,12 +44,7 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         return redis.asyncio.Redis.from_url(url, retry=retry, **_options())
     except ValueError as error:
-        raise ConfigError(f"redis URL {_without_password(url)!r}: {error}") from error
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://***@{tail}" if at else url
+        raise ConfigError(f"redis URL {redact_url(url)!r}: {error}") from error
 
 
 @contextmanager

