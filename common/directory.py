@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +13,20 @@ import redis.asyncio
 
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
-from vecfleet.common.errors import InvalidInput, UnknownCollection, UnknownModel
+from vecfleet.common.errors import (
+    InvalidInput,
+    UnknownCollection,
+    UnknownModel,
+    VecfleetError,
+)
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
 from vecfleet.common.redis_client import translated
 
+log = logging.getLogger(__name__)
+
 _FRESH_S = 1.0
+_USABLE_S = 5.0  # older than fresh, but good enough while they are read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +47,24 @@ class Directory:
         self._redis = client
         self._clock = clock
         self._models: list[ServedModel] = []
-        self._read_at = -_FRESH_S
+        self._read_at = -_USABLE_S
+        self._reading: asyncio.Task[None] | None = None
 
     async def models(self) -> list[ServedModel]:
         """The announced models, by name."""
         if self._clock() - self._read_at >= _FRESH_S:
-            self._models = await self._read_models()
-            self._read_at = self._clock()
+            await asyncio.shield(self._read())
         return self._models
 
     async def find(self, name: str | None, task: Task) -> ServedModel:
         """The model ``name`` (or the only one) that does ``task``; raises ``UnknownModel``."""
         found = self._pick(name, task)
-        if found is None or not found.workers:
-            self._read_at = -_FRESH_S  # it may have come up just now
-            await self.models()
+        age = self._clock() - self._read_at
+        if found is None or not found.workers or age >= _USABLE_S:
+            await asyncio.shield(self._read())  # it may have come up just now
             found = self._pick(name, task)
-        elif self._clock() - self._read_at >= _FRESH_S:
-            await self.models()
-            found = self._pick(name, task) or found
+        elif age >= _FRESH_S:
+            self._read()  # beside this call, which need not wait for it
         if found is not None:
             return found
         able = sorted(m.card.name for m in self._models if task in m.card.tasks)
@@ -77,6 +86,17 @@ class Directory:
                 return dedicated[0]
             return able[0] if len(able) == 1 else None
         return next((m for m in able if m.card.name == name), None)
+
+    def _read(self) -> asyncio.Task[None]:
+        """The reading of the models that is under way; many callers share one."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._refresh(), name="directory")
+            self._reading.add_done_callback(_note_failure)
+        return self._reading
+
+    async def _refresh(self) -> None:
+        self._models = await self._read_models()
+        self._read_at = self._clock()
 
     async def _read_models(self) -> list[ServedModel]:
         with translated():
@@ -130,3 +150,9 @@ class Directory:
         with translated():
             raw = cast(Any, await self._redis.hvals(keys.collections(tenant)))
         return sorted((Collection.from_wire(codec.loads(r)) for r in raw), key=lambda c: c.name)
+
+
+def _note_failure(reading: asyncio.Task[None]) -> None:
+    # Whoever awaits the reading gets its error too; a reading in the background has only this.
+    if not reading.cancelled() and isinstance(reading.exception(), VecfleetError):
+        log.warning("cannot read the models: %s", reading.exception())

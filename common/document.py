@@ -18,6 +18,7 @@ from vecfleet.common.errors import (
 
 _FIELDS = frozenset(("id", "text", "metadata", "version"))
 _MAX_VERSION = 2**63 - 1
+MAX_METADATA_DEPTH = 32  # so that every reader, however deep in its own stack, can decode it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,27 @@ def parse_document(row: Mapping[str, Any]) -> Document:
     return Document(str(document_id), str(text), encoded, version, size)
 
 
+def check_version(document: Document, versions: str) -> None:
+    """Check that a document has a version exactly where its collection has given versions."""
+    if versions == "given" and document.version is None:
+        raise InvalidInput(
+            "version is missing; this collection's versions are given by the caller",
+            field="version",
+        )
+    if versions == "assigned" and document.version is not None:
+        raise InvalidInput(
+            "version must be left out; this collection assigns the versions itself",
+            field="version",
+        )
+
+
 def _encode_metadata(metadata: object) -> bytes:
     if not isinstance(metadata, dict):
         raise InvalidInput("metadata must be a JSON object", field="metadata")
+    if _is_deeper(metadata, MAX_METADATA_DEPTH):
+        raise InvalidInput(
+            f"metadata is nested more than {MAX_METADATA_DEPTH} deep", field="metadata"
+        )
     try:
         encoded = json.dumps(
             metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")
@@ -118,6 +137,17 @@ def _encode_metadata(metadata: object) -> bytes:
             field="metadata",
         )
     return encoded
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    children: Iterable[object]
+    if isinstance(value, dict):
+        children = value.values()
+    elif isinstance(value, list | tuple):
+        children = value
+    else:
+        return False
+    return depth == 0 or any(_is_deeper(child, depth - 1) for child in children)
 
 
 def _utf8_length(text: str, field_name: str) -> int:

@@ -9,7 +9,8 @@ VecfleetError
 │   ├── InvalidName             400  invalid_name
 │   ├── UnknownField            400  unknown_field
 │   ├── TooManyItems            400  too_many_items
-│   └── BodyTooLarge            413  body_too_large
+│   ├── BodyTooLarge            413  body_too_large
+│   └── BodyTooSlow             408  body_too_slow
 ├── NotFound                    404  not_found
 │   ├── UnknownModel            404  model_not_found
 │   ├── UnknownCollection       404  collection_not_found
@@ -134,6 +135,14 @@ class BodyTooLarge(InvalidInput):
 
     code = "body_too_large"
     http_status = 413
+
+
+class BodyTooSlow(InvalidInput):
+    """The body came too slowly; send it again over a faster connection."""
+
+    code = "body_too_slow"
+    http_status = 408
+    retryable = True
 
 
 class NotFound(VecfleetError):

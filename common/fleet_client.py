@@ -88,23 +88,32 @@ class FleetClient:
             )
         return served.card
 
+    async def _card(self, model: str | ModelCard | None, task: Task) -> ModelCard:
+        return model if isinstance(model, ModelCard) else await self.find_model(model, task)
+
     # Embedding and reranking
 
     async def embed(
         self,
         texts: Sequence[str],
         *,
-        model: str | None = None,
+        model: str | ModelCard | None = None,
         prompt_name: str | None = None,
+        prompt: str = "",
         truncate: bool = True,
         lane: keys.Lane = "interactive",
         timeout_s: float | None = None,
     ) -> EmbedReply:
-        """Vectors of ``texts``, which the caller has checked; long lists are cut into blocks."""
-        card = await self.find_model(model, "embed")
+        """Vectors of ``texts``, which the caller has checked; long lists are cut into blocks.
+
+        Each text is read after the model's prompt of ``prompt_name``, or after ``prompt`` itself.
+        """
+        card = await self._card(model, "embed")
         options: dict[str, Any] = {"truncate": truncate}
         if prompt_name is not None:
             options["prompt_name"] = prompt_name
+        elif prompt:
+            options["prompt"] = prompt
         queue = keys.embed_queue(card.space, lane)
         calls = [
             _Call(queue, payloads.EMBED, {"texts": list(part), **options}, _cost(part))
@@ -118,14 +127,14 @@ class FleetClient:
         query: str,
         documents: Sequence[str],
         *,
-        model: str | None = None,
+        model: str | ModelCard | None = None,
         instruction: str = "",
         truncate: bool = True,
         lane: keys.Lane = "interactive",
         timeout_s: float | None = None,
     ) -> RerankReply:
         """Relevance of each document to ``query``, which the caller has checked."""
-        card = await self.find_model(model, "rerank")
+        card = await self._card(model, "rerank")
         payload = {"query": query, "documents": list(documents), "truncate": truncate}
         if instruction:
             payload["instruction"] = instruction
@@ -200,23 +209,43 @@ class FleetClient:
         changes nothing. With ``answered``, the merge's reply comes to ``box`` under
         ``block_job_id(submission, place)``; call ``box.expect`` before.
         """
-        payload = {
-            **block.to_wire(),
+        return await self.enqueue_blocks(
+            collection,
+            [block],
+            submission=submission,
+            first_place=place,
+            truncate=truncate,
+            answered=answered,
+        )
+
+    async def enqueue_blocks(
+        self,
+        collection: Collection,
+        blocks: Sequence[Block],
+        *,
+        submission: str,
+        first_place: int = 0,
+        truncate: bool = True,
+        answered: bool = False,
+    ) -> Admitted:
+        """``enqueue_block`` for blocks that follow each other: all are admitted, or none."""
+        options = {
             "truncate": truncate,
             "uid": collection.uid,
             "space": collection.spec.space,
         }
-        job = NewJob(
-            block_job_id(submission, place),
-            codec.pack_call(payloads.EMBED, payload),
-            block.tokens,
-            place,
-            len(block),
-        )
+        jobs = [
+            NewJob(
+                block_job_id(submission, place),
+                codec.pack_call(payloads.EMBED, {**block.to_wire(), **options}),
+                block.tokens,
+                place,
+                len(block),
+            )
+            for place, block in enumerate(blocks, first_place)
+        ]
         queue = keys.embed_queue(collection.spec.space, "bulk", collection.tenant)
-        return await self._enqueue(
-            queue, [job], self._block_route(collection, submission, answered)
-        )
+        return await self._enqueue(queue, jobs, self._block_route(collection, submission, answered))
 
     async def enqueue_delete(
         self,
@@ -254,9 +283,9 @@ class FleetClient:
             for row in body["documents"]
         ]
 
-    async def unchanged(self, collection: Collection, id_keys: bytes, text_keys: bytes) -> bytes:
+    async def unchanged(self, collection: Collection, id_keys: bytes, content_keys: bytes) -> bytes:
         """One byte a document: 1 where id, text and metadata stand in the collection already."""
-        payload = {"id_keys": id_keys, "text_keys": text_keys}
+        payload = {"id_keys": id_keys, "content_keys": content_keys}
         body = await self._ask_search(collection, payloads.UNCHANGED, payload)
         return bytes(body["unchanged"])
 
@@ -376,7 +405,8 @@ def _blocks(texts: Sequence[str]) -> list[Sequence[str]]:
 
 
 def _cost(texts: Sequence[str]) -> int:
-    return limits.estimate_tokens(sum(map(len, texts)), len(texts))
+    size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return limits.estimate_tokens(size, len(texts))
 
 
 def _join(replies: Sequence[EmbedReply]) -> EmbedReply:
