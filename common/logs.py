@@ -11,7 +11,9 @@ import sys
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
+
+LogFormat = Literal["auto", "text", "json"]  # auto: text on a terminal, else JSON
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -20,11 +22,14 @@ _QUOTING = (ValueError, LookupError, TypeError, AssertionError)
 _QUIET = {"uvicorn.access": logging.WARNING, "uvicorn.error": logging.WARNING}
 
 
-def setup_logging(level: str = "info", stream: TextIO | None = None) -> None:
+def setup_logging(
+    level: str = "info", stream: TextIO | None = None, log_format: LogFormat = "auto"
+) -> None:
     """Send every logger's lines of at least ``level`` to ``stream`` (standard error)."""
     out = stream or sys.stderr
     handler = logging.StreamHandler(out)
-    handler.setFormatter(ReadableFormatter() if out.isatty() else JsonFormatter())
+    readable = log_format == "text" or (log_format == "auto" and out.isatty())
+    handler.setFormatter(ReadableFormatter() if readable else JsonFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -1,0 +1,256 @@
+"""Keeping child processes running: start, restart after a crash, stop in order, leave no orphan.
+
+    stopped ──start──► running ──its end──► waiting ──delay──► running
+                          │                    │
+                          └───────stop─────────┴──► stopped
+
+Children stop in the reverse order of their start. Each is the leader of a process group of its own,
+so that Ctrl-C in a terminal reaches only us and what a child leaves behind can be ended with it;
+the kernel ends a child whose supervisor died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from vecfleet.common.errors import ConfigError, VecfleetError
+from vecfleet.fleet.process import dies_with_parent
+
+EXIT_CONFIG = 2  # a child that ends so was told nonsense: to start it again does not help
+
+FIRST_DELAY_S = 0.5
+LAST_DELAY_S = 30.0
+STEADY_S = 60.0  # a child that ran this long starts again without delay
+MAX_FAILED_STARTS = 3
+_LINE_BYTES = 1 << 20
+_PUMP_END_S = 1.0
+
+Output = Callable[[str, str], None]  # a child's name and a line it printed
+OnEvent = Callable[[str, str], None]  # what happened ("started", "ended", ...), and to whom
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run, and how to end it."""
+
+    name: str
+    command: tuple[str, ...]
+    drain_s: float = 90.0  # from SIGTERM to SIGKILL
+    death_signal: signal.Signals = signal.SIGKILL  # what it gets when the supervisor dies
+    niceness: int = 0
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: ChildSpec
+    process: asyncio.subprocess.Process | None = None
+    task: asyncio.Task[None] | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: int = 0
+
+
+class Supervisor:
+    """Runs children until told to stop them."""
+
+    def __init__(self, output: Output | None = None, on_event: OnEvent | None = None) -> None:
+        """Without ``output`` children write where this process does."""
+        self._output = output
+        self._on_event = on_event or (lambda event, name: None)
+        self._stages: list[list[_Child]] = []
+        self._failure: asyncio.Future[VecfleetError] = asyncio.get_running_loop().create_future()
+        self._settled = False
+
+    def start(self, *specs: ChildSpec) -> None:
+        """Start children that will also be stopped together."""
+        stage = [_Child(spec) for spec in specs]
+        self._stages.append(stage)
+        for child in stage:
+            child.task = asyncio.create_task(self._keep(child), name=f"keep-{child.spec.name}")
+
+    def settled(self) -> None:
+        """All is up: from now on a child may fail as often as it likes, and is started again."""
+        self._settled = True
+
+    async def failure(self) -> VecfleetError:
+        """Wait until a child cannot be kept running, and tell why."""
+        return await asyncio.shield(self._failure)
+
+    def pids(self) -> dict[str, int]:
+        """The processes that run now, by name."""
+        return {
+            child.spec.name: child.process.pid
+            for child in self._children()
+            if child.process is not None and child.process.returncode is None
+        }
+
+    async def stop(self) -> None:
+        """Drain all children, those started last first."""
+        for stage in reversed(self._stages):
+            await asyncio.gather(*(self._stop(child) for child in stage))
+        self._stages.clear()
+
+    def kill(self) -> None:
+        """End all children at once; ``stop`` then only waits for their end."""
+        for child in self._children():
+            child.stopping.set()
+            if child.process is not None:
+                _kill_group(child.process.pid)
+
+    def _children(self) -> Iterable[_Child]:
+        return (child for stage in self._stages for child in stage)
+
+    async def _stop(self, child: _Child) -> None:
+        child.stopping.set()
+        if child.process is not None and child.process.returncode is None:
+            self._on_event("stopping", child.spec.name)
+            with contextlib.suppress(ProcessLookupError):
+                child.process.terminate()
+        if child.task is None:
+            return
+        done, _ = await asyncio.wait([child.task], timeout=child.spec.drain_s)
+        if not done and child.process is not None:
+            self._tell(child, f"did not stop within {child.spec.drain_s:g} s and is killed")
+            _kill_group(child.process.pid)
+            await child.task
+
+    async def _keep(self, child: _Child) -> None:
+        loop = asyncio.get_running_loop()
+        while not child.stopping.is_set():
+            started = loop.time()
+            code = await self._run_once(child)
+            if child.stopping.is_set():
+                break
+            if loop.time() - started >= STEADY_S:
+                child.failures = 0
+            child.failures += 1
+            self._on_event("ended", child.spec.name)
+            if self._is_hopeless(child, code):
+                return
+            delay = restart_delay_s(child.failures)
+            self._tell(child, f"ended ({describe_end(code)}); starts again in {delay:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.stopping.wait(), delay)
+        self._on_event("stopped", child.spec.name)
+
+    async def _run_once(self, child: _Child) -> int:
+        spec = child.spec
+        pipe = asyncio.subprocess.PIPE if self._output else None
+        process = await asyncio.create_subprocess_exec(
+            *spec.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=asyncio.subprocess.STDOUT if self._output else None,
+            start_new_session=True,
+            preexec_fn=_preparation(spec),
+        )
+        child.process = process
+        self._on_event("started", spec.name)
+        if child.stopping.is_set():  # told to stop while it was being started
+            process.terminate()
+        pump = asyncio.create_task(self._pump(spec.name, process.stdout))
+        try:
+            return await process.wait()
+        finally:
+            _kill_group(process.pid)  # what it may have left behind
+            await asyncio.wait([pump], timeout=_PUMP_END_S)
+            pump.cancel()
+
+    async def _pump(self, name: str, stream: asyncio.StreamReader | None) -> None:
+        if stream is None or self._output is None:
+            return
+        rest = b""
+        while chunk := await stream.read(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _LINE_BYTES:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._output(name, line.decode(errors="replace").rstrip("\r"))
+        if rest:
+            self._output(name, rest.decode(errors="replace"))
+
+    def _is_hopeless(self, child: _Child, code: int) -> bool:
+        name = child.spec.name
+        error: VecfleetError | None = None
+        if code == EXIT_CONFIG:
+            error = ConfigError(f"{name} cannot start as it is told to; its own message is above")
+        elif not self._settled and child.failures >= MAX_FAILED_STARTS:
+            error = VecfleetError(
+                f"{name} failed {child.failures} times while starting ({describe_end(code)}); "
+                "its own messages are above"
+            )
+        if error is not None and not self._failure.done():
+            self._failure.set_result(error)
+        return error is not None
+
+    def _tell(self, child: _Child, message: str) -> None:
+        if self._output is not None:
+            self._output(child.spec.name, message)
+
+
+def restart_delay_s(failures: int) -> float:
+    """How long to wait after the n-th failure in a row, n >= 1."""
+    return float(min(LAST_DELAY_S, FIRST_DELAY_S * 2 ** (failures - 1)))
+
+
+def describe_end(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _preparation(spec: ChildSpec) -> Callable[[], None]:
+    bind_life = dies_with_parent(spec.death_signal)
+
+    def between_fork_and_exec() -> None:
+        if bind_life is not None:
+            bind_life()
+        if spec.niceness:
+            os.nice(spec.niceness)
+
+    return between_fork_and_exec
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+async def run_children(specs: Sequence[ChildSpec]) -> int:
+    """Run ``specs`` until SIGTERM or Ctrl-C, stop them in reverse order; returns an exit code."""
+    supervisor = Supervisor()
+    stop = stop_on_signals(supervisor.kill)
+    for spec in specs:
+        supervisor.start(spec)
+    supervisor.settled()
+    failure = asyncio.create_task(supervisor.failure())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([failure, stopped], return_when=asyncio.FIRST_COMPLETED)
+    await supervisor.stop()
+    for task in (failure, stopped):
+        if not task.done():
+            task.cancel()
+    return EXIT_CONFIG if failure.done() and not failure.cancelled() else 0
+
+
+def stop_on_signals(at_once: Callable[[], None]) -> asyncio.Event:
+    """An event that the first SIGTERM or Ctrl-C sets; a second one calls ``at_once``."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            at_once()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stop
