@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from vecfleet.common.errors import Unavailable
 
 TEMPORARY_SUFFIX = ".tmp"
+
+_PIECE_BYTES = 1 << 20
 
 CrashPoint = Callable[[str], None]
 """Called with the name of each step that a crash could cut; tests end the process there."""
@@ -27,7 +30,9 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def publish(path: Path, write: Callable[[int], None], crash: CrashPoint = no_crash) -> None:
+def publish(path: Path, write: Callable[[int], None], crash: _PIECE_BYTES = 1 << 20
+
+CrashPoint = no_crash) -> None:
     """Create ``path`` with what ``write`` puts into the file descriptor it is given.
 
     After a return the file and its name are durable; after any failure there is nothing but, at
@@ -50,6 +55,15 @@ def publish(path: Path, write: Callable[[int], None], crash: CrashPoint = no_cra
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise Unavailable(f"{path.name} cannot be written: {error.strerror or error}") from error
+
+
+def file_crc(path: Path) -> int:
+    """The CRC-32 of a file, read a piece at a time."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE_BYTES):
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def write_all(handle: int, data: memoryview) -> None:

@@ -1,0 +1,193 @@
+"""Everything that needs faiss: the exact scan of one query, and the derived indexes.
+
+Labels are row numbers of one segment. Nothing is ever removed from or added to an index that is
+searched: dead rows are left out by a bitmap, and a new segment gets a new index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import faiss as untyped_faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from vecfleet.common.errors import CorruptData
+from vecfleet.worker.exact_scan import Scores, scan, widen
+from vecfleet.worker.index_policy import RESCORE_FACTOR
+from vecfleet.worker.liveness import Liveness
+from vecfleet.worker.partition_state import IndexKind
+from vecfleet.worker.rows import RowNumbers
+from vecfleet.worker.segment import HEADER_BYTES, SCRATCH_BYTES, Segment
+
+faiss: Any = untyped_faiss  # its type stubs cover a part of it only
+
+SHARED_PASS_QUERIES = 8  # from here on one pass of numpy for all queries beats a pass for each
+HNSW_LINKS = 32
+HNSW_BUILD_EFFORT = 200
+SPARE_HITS = 16
+_FP16: Final = faiss.ScalarQuantizer.QT_fp16
+_IP: Final = faiss.METRIC_INNER_PRODUCT
+
+Found = tuple[Scores, RowNumbers]  # (q, k) scores, best first, and rows; -inf and -1 where none
+
+
+def set_threads(count: int) -> None:
+    """How many threads faiss may use in this process."""
+    faiss.omp_set_num_threads(count)
+
+
+class FlatScan:
+    """The exact scan of one segment, over its mapped vectors, without a copy."""
+
+    def __init__(self, segment: Segment) -> None:
+        """Lay a faiss index over the vectors of ``segment``."""
+        self._vectors = segment.rows.vectors
+        self._segment = segment
+        n, dimension = self._vectors.shape
+        empty = faiss.IndexScalarQuantizer(dimension, _FP16, _IP)
+        empty.is_trained = True
+        empty.ntotal = n
+        # A stored index of this kind ends with the number of its code bytes and the codes. The
+        # codes are there already; the rest is written in front of them, into the private copy of
+        # the header's page.
+        header = faiss.serialize_index(empty).tobytes()[:-8] + (n * dimension * 2).to_bytes(
+            8, "little"
+        )
+        if len(header) > SCRATCH_BYTES:
+            raise CorruptData("faiss's header of a flat index has outgrown its place")
+        start = HEADER_BYTES - len(header)
+        segment.buffer[start:HEADER_BYTES] = header
+        self._bytes = np.frombuffer(segment.buffer, np.uint8, offset=start)
+        length = len(header) + n * dimension * 2
+        self._reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(self._bytes), length)
+        self._index = faiss.read_index(self._reader)
+        if self._index.ntotal != n or self._index.codes.is_owned:
+            raise CorruptData("faiss did not map the vectors of a segment")
+
+    def search(self, queries: Scores, k: int, liveness: Liveness) -> Found:
+        """The ``k`` best visible rows of each query (q, d)."""
+        if len(queries) >= SHARED_PASS_QUERIES:
+            visible = None if liveness.all_visible else liveness.visible
+            return scan(self._vectors, queries, k, visible)
+        hidden = len(liveness.visible) - liveness.visible_count
+        if not hidden:
+            return self._padded(self._index.search(queries, min(k, len(self._vectors))), k)
+        # A bitmap doubles the time of a scan, so a little more is fetched first and filtered.
+        more = k + SPARE_HITS + 2 * k * hidden // len(liveness.visible)
+        if more < len(self._vectors):
+            scores, rows = self._index.search(queries, more)
+            seen = liveness.visible[rows]
+            if (np.count_nonzero(seen, axis=1) >= k).all():
+                return _kept(scores, rows, seen, k)
+        selector = faiss.IDSelectorBitmap(liveness.bitmap)
+        parameters = faiss.SearchParameters(sel=selector)
+        found = self._index.search(queries, min(k, len(self._vectors)), params=parameters)
+        return self._padded(found, k)
+
+    def _padded(self, found: tuple[Scores, RowNumbers], k: int) -> Found:
+        return _padded(*found, k)
+
+
+class DerivedIndex:
+    """A stored index of one segment, mapped; finds candidates and scores them exactly."""
+
+    def __init__(self, path: Path, kind: IndexKind, effort: int) -> None:
+        """Map the file; ``effort`` is nprobe or efSearch. Raises ``CorruptData``."""
+        self._kind = kind
+        self._effort = effort
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise CorruptData(f"{path.name} is no index: {error}") from error
+
+    def search(
+        self, queries: Scores, k: int, liveness: Liveness, vectors: NDArray[np.float16]
+    ) -> Found:
+        """The ``k`` best visible rows of each query, rescored with the segment's own vectors."""
+        rows = self.candidates(queries, k, liveness)
+        best = np.full((len(queries), k), -np.inf, np.float32)
+        labels = np.full((len(queries), k), -1, np.int64)
+        for query, found in enumerate(rows):
+            found = found[found >= 0]
+            scores = widen(vectors[found]) @ queries[query]
+            order = np.argsort(-scores, kind="stable")[:k]
+            best[query, : len(order)] = scores[order]
+            labels[query, : len(order)] = found[order]
+        return best, labels
+
+    def candidates(
+        self, queries: Scores, k: int, liveness: Liveness | None, effort: int = 0
+    ) -> RowNumbers:
+        """(q, RESCORE_FACTOR * k) rows by the index's own coarse scores, -1 where there is none."""
+        selector = None
+        if liveness is not None and not liveness.all_visible:
+            selector = faiss.IDSelectorBitmap(liveness.bitmap)
+        parameters = _parameters(self._kind, effort or self._effort, RESCORE_FACTOR * k, selector)
+        wanted = min(RESCORE_FACTOR * k, self._index.ntotal)
+        rows: RowNumbers = self._index.search(queries, wanted, params=parameters)[1]
+        return rows
+
+
+def train_ivf(sample: NDArray[np.float16], nlist: int) -> bytes:
+    """A template: an IVF,SQ8 trained on ``sample`` (m, d), without vectors."""
+    index = faiss.index_factory(sample.shape[1], f"IVF{nlist},SQ8", _IP)
+    index.cp.min_points_per_centroid = 1
+    index.train(widen(sample))
+    template: bytes = faiss.serialize_index(index).tobytes()
+    return template
+
+
+def build_ivf(template: bytes, pieces: Iterable[NDArray[np.float16]]) -> Any:
+    """The index of a segment's vectors, given in pieces, from a template."""
+    index = faiss.deserialize_index(np.frombuffer(template, np.uint8))
+    for piece in pieces:
+        index.add(widen(piece))
+    return index
+
+
+def build_hnsw(dimension: int, pieces: Iterable[NDArray[np.float16]]) -> Any:
+    """The HNSW graph of a segment's vectors, kept in half precision."""
+    index = faiss.IndexHNSWSQ(dimension, _FP16, HNSW_LINKS, _IP)
+    index.hnsw.efConstruction = HNSW_BUILD_EFFORT
+    index.is_trained = True
+    index.storage.is_trained = True
+    for piece in pieces:
+        index.add(widen(piece))
+    return index
+
+
+def store(index: Any, write: Callable[[bytes], object]) -> None:
+    """Hand the stored form of ``index`` to ``write``, piece by piece."""
+    writer = faiss.PyCallbackIOWriter(write, 1 << 20)
+    faiss.write_index(index, writer)
+    del writer  # flushes
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _parameters(kind: IndexKind, effort: int, wanted: int, selector: Any) -> Any:
+    if kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=max(effort, wanted), sel=selector)
+    return faiss.SearchParametersIVF(nprobe=effort, sel=selector)
+
+
+def _kept(scores: Scores, rows: RowNumbers, seen: NDArray[np.bool_], k: int) -> Found:
+    """The first ``k`` seen hits of each query."""
+    places = np.argsort(~seen, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, places, 1), np.take_along_axis(rows, places, 1)
+
+
+def _padded(scores: Scores, rows: RowNumbers, k: int) -> Found:
+    missing = k - scores.shape[1]
+    if missing > 0:
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+        rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+    scores[rows < 0] = -np.inf
+    return scores, rows

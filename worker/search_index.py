@@ -1,0 +1,326 @@
+"""The reader of one partition: search and look-ups over mapped files, while the writer writes.
+
+A reader holds an immutable **view**: the segments of one generation and who of them lives. A
+refresh builds the next view from the manifest's deltas and swaps it in; searches that run keep
+theirs, and the files they mapped stay readable after compaction has unlinked them. ``refresh`` and
+searches may run in different threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecfleet.common.errors import CorruptData, CorruptSegment, InvalidVector, Unavailable
+from vecfleet.worker.ann import DerivedIndex, FlatScan, Found
+from vecfleet.worker.digest import id_keys
+from vecfleet.worker.durable import file_crc
+from vecfleet.worker.exact_scan import Scores, scan
+from vecfleet.worker.liveness import Liveness
+from vecfleet.worker.manifest import Manifest
+from vecfleet.worker.partition_state import IndexEntry, SegmentEntry, State
+from vecfleet.worker.rows import RowNumbers
+from vecfleet.worker.segment import Segment
+
+REFRESH_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document that a search found."""
+
+    id: str
+    score: float  # cosine
+    text: str
+    metadata: bytes | None  # a JSON object
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """One document as the index holds it."""
+
+    id: str
+    text: str
+    metadata: bytes | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStats:
+    """A view in numbers."""
+
+    documents: int
+    segments: int
+    indexed_documents: int
+    nbytes: int
+    generation: int
+    quarantined: tuple[str, ...]  # files that could not be used; their documents are missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One segment of a view."""
+
+    entry: SegmentEntry
+    segment: Segment
+    scan: FlatScan
+    liveness: Liveness
+    index: DerivedIndex | None = None
+    index_entry: IndexEntry | None = None
+
+    def search(self, queries: Scores, k: int) -> Found:
+        if self.index is not None:
+            return self.index.search(queries, k, self.liveness, self.segment.rows.vectors)
+        return self.scan.search(queries, k, self.liveness)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    state: State
+    parts: tuple[_Part, ...]
+    faults: tuple[str, ...]
+
+
+class PartitionReader:
+    """Read-only access to one partition; never waits for its writer."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        """Use ``open``."""
+        self.directory = directory
+        self._manifest = manifest
+        self._lock = Lock()
+        self._seen_version = -1
+        self._view: _View | None = None
+
+    @classmethod
+    def open(cls, directory: Path) -> PartitionReader:
+        """Open the partition in ``directory``.
+
+        Raises ``Unavailable`` before a writer has made it, ``CorruptManifest`` naming the file.
+        """
+        manifest = Manifest.open_to_read(directory)
+        try:
+            manifest.check()
+            reader = cls(directory, manifest)
+            reader.refresh()
+        except BaseException:
+            manifest.close()
+            raise
+        return reader
+
+    def close(self) -> None:
+        """Close the manifest; the maps go with the last view."""
+        with self._lock:
+            self._manifest.close()
+
+    @property
+    def dimension(self) -> int:
+        """Length of a query's vector."""
+        return self._present().state.spec.dimension
+
+    @property
+    def space(self) -> str:
+        """The space of the vectors."""
+        return self._present().state.spec.space
+
+    def refresh(self) -> bool:
+        """See every commit made so far; returns whether there was one. Microseconds if not."""
+        with self._lock:
+            version = self._manifest.data_version()
+            if version == self._seen_version:
+                return False
+            fault: FileNotFoundError | None = None
+            for attempt in range(REFRESH_ATTEMPTS):
+                try:
+                    last = attempt == REFRESH_ATTEMPTS - 1
+                    self._view = self._next_view(self._view, missing_is_fault=last)
+                except FileNotFoundError as error:  # compacted since the manifest was read
+                    fault = error
+                else:
+                    self._seen_version = version
+                    return True
+            raise Unavailable(f"{self.directory.name} changes too fast to be read") from fault
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        top_k: int,
+        threshold: float = -1.0,
+        *,
+        with_text: bool = True,
+    ) -> list[list[Hit]]:
+        """The ``top_k`` nearest documents of each query (q, d), best first.
+
+        Hits below the cosine ``threshold`` are left out. Raises ``InvalidVector`` for a wrong
+        dimension, NaN or a zero vector; ``CorruptSegment`` when a text cannot be read.
+        """
+        view = self._present()
+        unit = self._unit(view, queries)
+        found = [part.search(unit, top_k) for part in view.parts]
+        return self._hits(view, found, top_k, threshold, with_text)
+
+    def exact(self, queries: NDArray[np.float32], top_k: int) -> list[list[Hit]]:
+        """Like ``search`` without texts, by comparing every document: the measure of recall."""
+        view = self._present()
+        unit = self._unit(view, queries)
+        found = [
+            scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible)
+            for part in view.parts
+        ]
+        return self._hits(view, found, top_k, -1.0, False)
+
+    def get(self, ids: Sequence[str]) -> list[StoredDocument | None]:
+        """The documents of these ids, None where there is none."""
+        view = self._present()
+        result: list[StoredDocument | None] = [None] * len(ids)
+        if ids:
+            for part, asked, rows in _lookup(view.parts, id_keys(ids)):
+                for place, row in zip(asked.tolist(), rows.tolist(), strict=True):
+                    text, metadata = part.segment.read(row)
+                    version = int(part.segment.rows.versions[row])
+                    result[place] = StoredDocument(ids[place], text, metadata, version)
+        return result
+
+    def unchanged(
+        self, keys: NDArray[np.uint64], contents: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """Whether the index holds a document of this id (n, 2) with this content (n,); as (n,).
+
+        The keys are those of ``digest.id_keys`` and ``digest.content_keys``.
+        """
+        same = np.zeros(len(keys), np.bool_)
+        for part, asked, rows in _lookup(self._present().parts, keys):
+            same[asked] = part.segment.rows.contents[rows] == contents[asked]
+        return same
+
+    def vectors(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.float16]]:
+        """The stored vectors of these ids: which were found (n,), and (n, d), zero where not."""
+        view = self._present()
+        found = np.zeros(len(keys), np.bool_)
+        vectors = np.zeros((len(keys), view.state.spec.dimension), np.float16)
+        for part, asked, rows in _lookup(view.parts, keys):
+            found[asked] = True
+            vectors[asked] = part.segment.rows.vectors[rows]
+        return found, vectors
+
+    def stats(self) -> ReaderStats:
+        """The present view in numbers."""
+        view = self._present()
+        indexes = [part.index_entry for part in view.parts if part.index_entry]
+        return ReaderStats(
+            documents=sum(part.liveness.visible_count for part in view.parts),
+            segments=len(view.parts),
+            indexed_documents=sum(
+                part.liveness.visible_count for part in view.parts if part.index is not None
+            ),
+            nbytes=sum(part.entry.nbytes for part in view.parts)
+            + sum(entry.nbytes for entry in indexes),
+            generation=view.state.generation,
+            quarantined=view.faults,
+        )
+
+    # -- views ----------------------------------------------------------------------------------
+
+    def _present(self) -> _View:
+        if self._view is None:
+            raise Unavailable("the reader is not open")
+        return self._view
+
+    def _next_view(self, old: _View | None, *, missing_is_fault: bool) -> _View:
+        state, deltas = self._manifest.deltas(old.state.generation if old else 0)
+        known = {part.entry.number: part for part in old.parts} if old else {}
+        indexes = {entry.segment: entry for entry in state.indexes}
+        died: dict[int, list[RowNumbers]] = {}
+        for number, rows in deltas:
+            died.setdefault(number, []).append(rows)
+        parts: list[_Part] = []
+        faults: list[str] = []
+        for entry in state.segments:
+            part = known.get(entry.number)
+            if entry.fault:
+                faults.append(entry.file)
+                continue
+            try:
+                part = part or self._open(entry, just_written=old is not None)
+            except CorruptSegment:
+                faults.append(entry.file)
+                continue
+            except FileNotFoundError:
+                if not missing_is_fault:
+                    raise
+                faults.append(entry.file)
+                continue
+            if entry.number in died:
+                dead = np.concatenate(died[entry.number])
+                part = replace(part, liveness=part.liveness.killed(dead))
+            parts.append(self._with_index(part, indexes.get(entry.number), old is not None))
+        return _View(state, tuple(parts), tuple(faults))
+
+    def _open(self, entry: SegmentEntry, *, just_written: bool) -> _Part:
+        segment = Segment.open(self.directory / entry.file, just_written=just_written)
+        return _Part(entry, segment, FlatScan(segment), Liveness.of(segment.rows.tombstones))
+
+    def _with_index(self, part: _Part, entry: IndexEntry | None, just_written: bool) -> _Part:
+        """``part`` with its derived index; where that is missing or damaged, the scan serves."""
+        if entry == part.index_entry:
+            return part
+        index: DerivedIndex | None = None
+        if entry is not None:
+            path = self.directory / entry.file
+            try:
+                if not just_written and file_crc(path) != entry.crc:
+                    raise CorruptData(f"{entry.file} does not match its checksum")
+                index = DerivedIndex(path, entry.kind, entry.effort)
+            except (OSError, CorruptData):
+                entry = None
+        return replace(part, index=index, index_entry=entry)
+
+    def _unit(self, view: _View, queries: NDArray[np.float32]) -> Scores:
+        """``queries`` checked and normalised."""
+        dimension = view.state.spec.dimension
+        if queries.ndim != 2 or queries.shape[1] != dimension:
+            raise InvalidVector(f"queries have the shape {queries.shape}, not (q, {dimension})")
+        floats = np.ascontiguousarray(queries, np.float32)
+        norms = np.linalg.norm(floats, axis=1, keepdims=True)
+        if not (np.isfinite(norms) & (norms > 0)).all():
+            raise InvalidVector()
+        unit: Scores = floats / norms
+        return unit
+
+    def _hits(
+        self, view: _View, found: Sequence[Found], k: int, threshold: float, with_text: bool
+    ) -> list[list[Hit]]:
+        """Merge the finds of all parts into each query's hits."""
+        if not found:
+            return []
+        scores = np.concatenate([part_scores for part_scores, _ in found], axis=1)
+        rows = np.concatenate([part_rows for _, part_rows in found], axis=1)
+        owners = np.repeat(np.arange(len(found)), [s.shape[1] for s, _ in found])
+        results: list[list[Hit]] = []
+        for query in range(len(scores)):
+            order = np.argsort(-scores[query], kind="stable")[:k]
+            order = order[(rows[query, order] >= 0) & (scores[query, order] >= threshold)]
+            hits: list[Hit] = []
+            for place in order.tolist():
+                part, row = view.parts[owners[place]], int(rows[query, place])
+                text, metadata = part.segment.read(row) if with_text else ("", None)
+                score = float(scores[query, place])
+                hits.append(Hit(part.segment.rows.id(row), score, text, metadata))
+            results.append(hits)
+        return results
+
+
+def _lookup(
+    parts: Iterable[_Part], keys: NDArray[np.uint64]
+) -> Iterable[tuple[_Part, RowNumbers, RowNumbers]]:
+    """For each part that holds some of ``keys`` visibly: which of them, and their rows."""
+    for part in parts:
+        rows = part.segment.find(keys, part.liveness.visible)
+        asked = np.flatnonzero(rows >= 0)
+        if len(asked):
+            yield part, asked, rows[asked]
