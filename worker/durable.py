@@ -30,9 +30,7 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def publish(path: Path, write: Callable[[int], None], crash: _PIECE_BYTES = 1 << 20
-
-CrashPoint = no_crash) -> None:
+def publish(path: Path, write: Callable[[int], None], crash: CrashPoint = no_crash) -> None:
     """Create ``path`` with what ``write`` puts into the file descriptor it is given.
 
     After a return the file and its name are durable; after any failure there is nothing but, at
