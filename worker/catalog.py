@@ -1,0 +1,200 @@
+"""The truth about the collections on this node; what Redis holds is a copy.
+
+``<root>/catalog.db`` has one row a collection; ``<root>/<uid>/<partition>/`` holds a partition. The
+directory is named by the uid alone, never by what a client chose. A deletion is true once the row
+is gone; the files follow, at the next start if the process dies in between.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+
+import msgpack
+
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.errors import (
+    CollectionConflict,
+    CorruptManifest,
+    InvalidName,
+    Unavailable,
+    UnknownCollection,
+)
+from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT
+from vecfleet.common.names import check_name, new_id
+from vecfleet.worker.partition_state import PartitionSpec
+
+FILE_NAME = "catalog.db"
+_UID = re.compile(r"[0-9a-f]{32}")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL,
+    name TEXT NOT NULL, record BLOB NOT NULL, UNIQUE (tenant, name));
+CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
+    removed INTEGER NOT NULL);
+"""
+
+
+class Catalog:
+    """The collections of one aggregator; safe to use from several threads."""
+
+    def __init__(self, root: Path, connection: sqlite3.Connection, home: str) -> None:
+        """Use ``open``."""
+        self.root = root
+        self._db = connection
+        self._home = home
+        self._lock = RLock()
+
+    @classmethod
+    def open(cls, root: Path, home: str = DEFAULT_HOME) -> Catalog:
+        """Open the catalogue in ``root``, creating both, and finish interrupted deletions.
+
+        Raises ``CorruptManifest`` naming the file, ``Unavailable``.
+        """
+        path = root / FILE_NAME
+        with _translated(path):
+            root.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            catalog = cls(root, connection, home)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.executescript(_SCHEMA)
+                fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if fault != "ok":
+                    raise CorruptManifest(f"{path}: {fault}")
+                catalog._remove_deleted()
+            except BaseException:
+                connection.close()
+                raise
+        return catalog
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def create(self, name: str, spec: CollectionSpec, tenant: str = DEFAULT_TENANT) -> Collection:
+        """The collection of this name, made if there is none.
+
+        Raises ``InvalidName``, an ``InvalidInput`` for a spec that is not valid, and
+        ``CollectionConflict`` when the name is taken by one with another spec.
+        """
+        check_name(name)
+        spec.checked()
+        with self._used():
+            found = self._find("tenant = ? AND name = ?", tenant, name)
+            if found is None:
+                found = Collection(name, new_id(), spec, tenant, self._home, created_s=time.time())
+                self._db.execute(
+                    "INSERT INTO collections VALUES (?, ?, ?, ?)",
+                    (found.uid, tenant, name, msgpack.packb(found.to_wire())),
+                )
+            elif found.spec != spec:
+                raise CollectionConflict(f"{name} exists with other settings: {found.spec}")
+            return found
+
+    def get(self, name: str, tenant: str = DEFAULT_TENANT) -> Collection:
+        """The collection of this name; raises ``UnknownCollection``."""
+        check_name(name)
+        with self._used():
+            found = self._find("tenant = ? AND name = ?", tenant, name)
+        if found is None:
+            raise UnknownCollection(f"there is no collection {name}")
+        return found
+
+    def by_uid(self, uid: str) -> Collection | None:
+        """The collection of this uid, or None: it was deleted, or never was."""
+        with self._used():
+            return self._find("uid = ?", uid)
+
+    def was_deleted(self, uid: str) -> bool:
+        """Whether a collection of this uid was here and was deleted."""
+        with self._used():
+            query = "SELECT count(*) FROM deleted WHERE uid = ?"
+            return bool(self._db.execute(query, (uid,)).fetchone()[0])
+
+    def list(self, tenant: str | None = None) -> list[Collection]:
+        """All collections, or one tenant's, by name."""
+        with self._used():
+            query = "SELECT record FROM collections WHERE ? IS NULL OR tenant = ? ORDER BY name"
+            rows = self._db.execute(query, (tenant, tenant)).fetchall()
+        return [Collection.from_wire(msgpack.unpackb(record)) for (record,) in rows]
+
+    def delete(self, name: str, tenant: str = DEFAULT_TENANT) -> Collection:
+        """Delete the collection of this name with its files; raises ``UnknownCollection``.
+
+        Close its writers and readers first. The name is free at once; the uid never returns.
+        """
+        with self._used():
+            found = self.get(name, tenant)
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("DELETE FROM collections WHERE uid = ?", (found.uid,))
+                self._db.execute(
+                    "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
+                )
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._remove_deleted()
+        return found
+
+    def directory(self, collection: Collection, partition: int = 0) -> Path:
+        """Where a partition lives; it need not exist yet."""
+        return self._home_of(collection.uid) / str(int(partition))
+
+    def _home_of(self, uid: str) -> Path:
+        if not _UID.fullmatch(uid):
+            raise InvalidName("a collection's uid is 32 hex digits", field="uid")
+        return self.root / uid
+
+    def _find(self, where: str, *values: str) -> Collection | None:
+        row = self._db.execute(f"SELECT record FROM collections WHERE {where}", values).fetchone()
+        return None if row is None else Collection.from_wire(msgpack.unpackb(row[0]))
+
+    def _remove_deleted(self) -> None:
+        """Remove the files of deleted collections; what cannot be removed now is tried again."""
+        for (uid,) in self._db.execute("SELECT uid FROM deleted WHERE removed = 0").fetchall():
+            directory = self._home_of(uid)
+            if directory.is_symlink():
+                directory.unlink()
+            shutil.rmtree(directory, ignore_errors=True)
+            if not directory.exists():
+                self._db.execute("UPDATE deleted SET removed = 1 WHERE uid = ?", (uid,))
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._lock, _translated(self.root / FILE_NAME):
+            yield
+
+
+def partition_spec(collection: Collection) -> PartitionSpec:
+    """What the writer of one of the collection's partitions is opened with."""
+    spec = collection.spec
+    return PartitionSpec(
+        uid=collection.uid,
+        space=spec.space,
+        dimension=spec.dimension,
+        policy=spec.policy,
+        recall_target=spec.recall_target,
+    )
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Unavailable(f"{path} cannot be used now: {error}") from error
+    except (sqlite3.DatabaseError, msgpack.UnpackException, TypeError, KeyError) as error:
+        raise CorruptManifest(f"{path}: {error}") from error
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be used now: {error.strerror}") from error
