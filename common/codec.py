@@ -24,9 +24,7 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes) -> Any:
     """What ``dumps`` wrote; raises ``CorruptPayload`` for anything else."""
     try:
-        return msgpack.unpackb(
-            data, raw=False, strict_map_key=True, max_buffer_size=MAX_PAYLOAD_BYTES
-        )
+        return msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise CorruptPayload(f"the payload is not valid msgpack: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 ID_KEY_BYTES = 16
-TEXT_KEY_BYTES = 8
+CONTENT_KEY_BYTES = 8
 
 
 def id_key(document_id: str) -> bytes:
@@ -13,9 +13,10 @@ def id_key(document_id: str) -> bytes:
     return blake2b(document_id.encode(), digest_size=ID_KEY_BYTES).digest()
 
 
-def text_key(text: str, metadata: bytes | None) -> bytes:
-    """8 bytes that change when a document's text or metadata does."""
-    content = text.encode()
-    if metadata is not None:
-        content += b"\x00" + metadata
-    return blake2b(content, digest_size=TEXT_KEY_BYTES).digest()
+def content_key(text: str, metadata: bytes | None) -> bytes:
+    """8 bytes that change when a document's text or metadata (JSON, encoded) does."""
+    if not metadata:
+        return blake2b(text.encode(), digest_size=CONTENT_KEY_BYTES).digest()
+    digest = blake2b(text.encode(), digest_size=CONTENT_KEY_BYTES, person=b"metadata")
+    digest.update(b"\0" + metadata + len(metadata).to_bytes(4, "little"))
+    return digest.digest()

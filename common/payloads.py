@@ -15,7 +15,7 @@ vecfleet.merge      a shard (bytes), or {delete: [id], version?: n, versions?: [
 vecfleet.search     {uid, vectors, top_k, threshold?, exact?}, answered by
                     {hits: [[{id, score, text, metadata?}]], queue_ms, search_ms}
 vecfleet.get        {uid, ids}, answered by {documents: [{id, text, metadata?, version} or nil]}
-vecfleet.unchanged  {uid, id_keys, text_keys}, answered by {unchanged: one byte a document}
+vecfleet.unchanged  {uid, id_keys, content_keys}, answered by {unchanged: one byte a document}
 vecfleet.stats      {uid}, answered by {documents, segments, bytes, indexed, generation}
 vecfleet.create     {name, tenant, spec}, answered by the collection's record
 vecfleet.delete     {name, tenant}, answered by {uid}

@@ -17,6 +17,7 @@ from vecfleet.common.settings import redact_url
 
 CONNECT_TIMEOUT_S = 3.0
 SOCKET_TIMEOUT_S = 30.0
+MAX_CONNECTIONS = 32  # of one event loop; further calls wait for one
 
 
 def _options(**extra: Any) -> dict[str, Any]:
@@ -41,8 +42,14 @@ def connect(url: str) -> redis.Redis:
 def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for an event loop; opens nothing before its first command."""
     try:
-        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        return redis.asyncio.Redis.from_url(url, retry=retry, **_options())
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=SOCKET_TIMEOUT_S,
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+            **_options(),
+        )
+        return redis.asyncio.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"redis URL {redact_url(url)!r}: {error}") from error
 

@@ -81,6 +81,7 @@ class Commit:
     documents: int
     body: Any
     refused: Sequence[Refused] = ()
+    refused_data: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from vecfleet.worker.job import (
     Commit,
     Failure,
     HandOn,
+    Refused,
     Settlement,
     decode_claim,
 )
@@ -247,7 +248,7 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
     job, outcome = settlement.job, settlement.outcome
     name, reply, target, payload = "answer", b"", "", b""
     documents, refused_data, reason = job.documents, b"", b""
-    refused: Sequence[Any] = ()
+    refused: Sequence[Refused] = ()
     match outcome:
         case Answer(body) if job.is_stock:
             name, target = "finish", str(job.result_ttl_s)
@@ -270,6 +271,8 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
             name = "answer" if waits else "fail"
             reply = codec.dumps([job.id, "error", error.to_wire()])
             payload = _rq_reason(f"{error.code}: {error.message}")
+    if refused_data:
+        reason = _rq_reason("; ".join(entry.error.message for entry in refused[:10]))
     return (
         job.id,
         job.execution,

@@ -1,0 +1,235 @@
+"""Runs ``vecfleet.embed``: texts to vectors for whoever waits, blocks of documents to shards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vecfleet.common import codec, payloads
+from vecfleet.common.document import check_document_id, check_text
+from vecfleet.common.errors import (
+    CorruptPayload,
+    InvalidInput,
+    SpaceMismatch,
+    VecfleetError,
+)
+from vecfleet.common.limits import BLOCK_DOCUMENTS, MAX_INPUTS, MAX_METADATA_BYTES
+from vecfleet.worker.engine import Embeddings, Engine, Priority
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, HandOn, Outcome, Refused
+from vecfleet.worker.shard import build_shard
+
+
+@dataclass(slots=True)
+class _Block:
+    """The columns of a block, checked."""
+
+    ids: list[str]
+    texts: list[str]
+    metadata: list[bytes | None] | None
+    versions: list[int]
+    truncate: bool
+
+    def without(self, places: Sequence[int]) -> _Block:
+        """The block without some of its documents."""
+        gone = set(places)
+        return self._picked([i for i in range(len(self.ids)) if i not in gone])
+
+    def only(self, places: Sequence[int]) -> _Block:
+        """Some of the block's documents."""
+        return self._picked(places)
+
+    def _picked(self, places: Sequence[int]) -> _Block:
+        return _Block(
+            [self.ids[i] for i in places],
+            [self.texts[i] for i in places],
+            None if self.metadata is None else [self.metadata[i] for i in places],
+            [self.versions[i] for i in places],
+            self.truncate,
+        )
+
+    def to_wire(self) -> dict[str, Any]:
+        """As a payload of ``vecfleet.embed``."""
+        wire: dict[str, Any] = {
+            "ids": self.ids,
+            "texts": self.texts,
+            "versions": self.versions,
+            "truncate": self.truncate,
+        }
+        if self.metadata is not None:
+            wire["metadata"] = self.metadata
+        return wire
+
+
+class EmbedHandler:
+    """Checks payloads, calls the engine, and packs what it says."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # Packing a shard takes a millisecond: beside the loop, or every query would wait for it.
+        self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
+
+    async def __call__(self, job: ClaimedJob) -> Outcome:
+        """Raises a ``VecfleetError`` where the whole job is at fault."""
+        payload = job.payload
+        if not isinstance(payload, dict):
+            raise CorruptPayload("an embed job's payload is a map")
+        if "ids" in payload:
+            return await self._embed_block(job, payload)
+        return await self._embed_texts(job, payload)
+
+    async def _embed_texts(self, job: ClaimedJob, payload: dict[str, Any]) -> Answer:
+        texts = _checked_texts(payload.get("texts"), MAX_INPUTS)
+        started = time.perf_counter()
+        result = await self._engine.embed(
+            texts,
+            priority=_priority(job),
+            prompt=self._prompt(payload),
+            truncate=payload.get("truncate") is not False,
+        )
+        return Answer(
+            {
+                "model": self._engine.card.name,
+                "dimension": self._engine.card.dimension,
+                "vectors": result.vectors.astype("<f4", copy=False).tobytes(),
+                "tokens": result.tokens.tolist(),
+                "truncated": np.flatnonzero(result.truncated).tolist(),
+                "queue_ms": job.queue_ms,
+                "inference_ms": (time.perf_counter() - started) * 1000,
+            }
+        )
+
+    def _prompt(self, payload: dict[str, Any]) -> str:
+        name = payload.get("prompt_name")
+        if name is None:
+            return str(payload.get("prompt") or "")
+        prompts = self._engine.card.prompts
+        if name not in prompts:
+            known = ", ".join(sorted(prompts)) or "none"
+            raise InvalidInput(
+                f"the model has no prompt {name!r}; it has {known}", field="prompt_name"
+            )
+        return prompts[name]
+
+    async def _embed_block(self, job: ClaimedJob, payload: dict[str, Any]) -> Outcome:
+        if payload.get("space") != self._engine.card.space:
+            raise SpaceMismatch(
+                f"the block is for space {payload.get('space')}, "
+                f"this worker embeds into {self._engine.card.space}"
+            )
+        uid = payload.get("uid")
+        if not isinstance(uid, str) or not job.merge_queue:
+            raise CorruptPayload("a block of documents names its collection and its merge queue")
+        block = _parse_block(payload, job.version)
+        embeddings, refused = await self._embed_what_can_be(block)
+        rejects = b""
+        if refused:
+            places = [entry.place for entry in refused]
+            apart = {**block.only(places).to_wire(), "uid": uid, "space": payload["space"]}
+            rejects = codec.pack_call(payloads.EMBED, apart)
+            block = block.without(places)
+        if not block.ids:
+            body = _merge_body(job.version, 0, refused)
+            return Commit(0, body, refused, rejects)
+        assert embeddings is not None
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._packer, self._pack, job.id, block, embeddings
+        )
+        return HandOn(job.merge_queue, data, len(block.ids), refused, rejects)
+
+    async def _embed_what_can_be(self, block: _Block) -> tuple[Embeddings | None, list[Refused]]:
+        """Embed the block; texts that the engine refuses are told apart and the rest goes on."""
+        refused: list[Refused] = []
+        left = list(range(len(block.texts)))
+        while left:
+            try:
+                texts = (
+                    block.texts if len(left) == len(block.texts) else [block.texts[i] for i in left]
+                )
+                result = await self._engine.embed(
+                    texts, priority=Priority.BULK, truncate=block.truncate
+                )
+                return result, refused
+            except VecfleetError as error:
+                places = getattr(error, "indices", ())
+                if not places:
+                    raise
+                bad = {left[i] for i in places}
+                refused += [Refused(i, block.ids[i], _alone(error)) for i in sorted(bad)]
+                left = [i for i in left if i not in bad]
+        return None, refused
+
+    def _pack(self, job_id: str, block: _Block, embeddings: Embeddings) -> bytes:
+        shard = build_shard(
+            job_id,
+            self._engine.card.space,
+            self._engine.card.dimension,
+            ids=block.ids,
+            texts=block.texts,
+            vectors=embeddings.vectors,
+            versions=block.versions,
+            metadata=block.metadata,
+        )
+        return codec.pack_call(payloads.MERGE, shard)
+
+
+def _priority(job: ClaimedJob) -> Priority:
+    return Priority.INTERACTIVE if job.queue.lane == "interactive" else Priority.BULK
+
+
+def _alone(error: VecfleetError) -> VecfleetError:
+    """The error as it is said of one document."""
+    return type(error)(error.message, field="text")
+
+
+def _merge_body(version: int, documents: int, refused: Sequence[Refused]) -> dict[str, Any]:
+    return {
+        "version": version,
+        "documents": documents,
+        "refused": [entry.to_wire() for entry in refused],
+    }
+
+
+def _checked_texts(texts: object, most: int) -> list[str]:
+    if not isinstance(texts, list) or not texts:
+        raise InvalidInput("texts must be a list of strings that is not empty", field="texts")
+    if len(texts) > most:
+        raise InvalidInput(f"texts has {len(texts)} items, at most {most}", field="texts")
+    for place, text in enumerate(texts):
+        check_text(text, f"texts[{place}]")
+    return texts
+
+
+def _parse_block(payload: dict[str, Any], version: int) -> _Block:
+    texts = _checked_texts(payload.get("texts"), BLOCK_DOCUMENTS)
+    ids = payload["ids"]
+    if not isinstance(ids, list) or len(ids) != len(texts):
+        raise CorruptPayload("ids and texts must be lists of one length")
+    for document_id in ids:
+        check_document_id(document_id)
+    metadata = payload.get("metadata")
+    if metadata is not None:
+        _check_metadata(metadata, len(texts))
+    versions = payload.get("versions")
+    if versions is None or version:
+        versions = [version] * len(texts)
+    elif (
+        not isinstance(versions, list)
+        or len(versions) != len(texts)
+        or not all(type(v) is int and 0 < v < 2**63 for v in versions)
+    ):
+        raise CorruptPayload("versions must be positive whole numbers, one a text")
+    return _Block(ids, texts, metadata, versions, payload.get("truncate") is not False)
+
+
+def _check_metadata(metadata: object, count: int) -> None:
+    if not isinstance(metadata, list) or len(metadata) != count:
+        raise CorruptPayload("metadata must be a list of one entry a text")
+    for entry in metadata:
+        if entry is not None and (not isinstance(entry, bytes) or len(entry) > MAX_METADATA_BYTES):
+            raise CorruptPayload("a metadata entry is nil or an encoded JSON object")

@@ -1,0 +1,50 @@
+"""Runs ``vecfleet.rerank``: a query and documents to relevance scores."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from vecfleet.common.document import check_text, check_texts
+from vecfleet.common.errors import CorruptPayload, InvalidInput
+from vecfleet.common.limits import MAX_RERANK_DOCUMENTS
+from vecfleet.worker.engine import Engine, Priority
+from vecfleet.worker.job import Answer, ClaimedJob
+
+
+class RerankHandler:
+    """Checks payloads, calls the engine, and packs the scores."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __call__(self, job: ClaimedJob) -> Answer:
+        """Raises a ``VecfleetError`` where the payload is at fault."""
+        payload = job.payload
+        if not isinstance(payload, dict):
+            raise CorruptPayload("a rerank job's payload is a map")
+        query, documents = payload.get("query"), payload.get("documents")
+        check_text(query, "query")
+        if not isinstance(documents, list):
+            raise InvalidInput("documents must be a list of strings", field="documents")
+        check_texts(documents, "documents", MAX_RERANK_DOCUMENTS)
+        bulk = job.queue.lane == "bulk"
+        started = time.perf_counter()
+        result = await self._engine.rerank(
+            [(str(query), document) for document in documents],
+            priority=Priority.BULK if bulk else Priority.INTERACTIVE,
+            instruction=str(payload.get("instruction") or ""),
+            truncate=payload.get("truncate") is not False,
+        )
+        return Answer(
+            {
+                "model": self._engine.card.name,
+                "method": self._engine.card.rerank_method,
+                "scores": result.scores.astype("<f4", copy=False).tobytes(),
+                "tokens": result.tokens.tolist(),
+                "truncated": np.flatnonzero(result.truncated).tolist(),
+                "queue_ms": job.queue_ms,
+                "inference_ms": (time.perf_counter() - started) * 1000,
+            }
+        )
