@@ -17,6 +17,7 @@ from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
 from vecfleet.common.errors import NoWorker, QueueFull, VecfleetError
+from vecfleet.common.fleet_state import FleetState, read_fleet_state
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name, new_id
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
@@ -318,6 +319,10 @@ class FleetClient:
             body["queue_ms"],
             body["search_ms"],
         )
+
+    async def state(self) -> FleetState:
+        """How full the queues are and which workers live; for metrics and status."""
+        return await read_fleet_state(self.redis)
 
     # The way there and back
 

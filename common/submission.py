@@ -79,6 +79,12 @@ class Submissions:
                 await self._redis.hset(keys.submission(submission_id), "state", "cancelled")
         return await self.get(submission_id)
 
+    async def discard(self, submission_id: str) -> None:
+        """Forget a submission into which nothing was enqueued."""
+        key = keys.submission(submission_id)
+        with translated():
+            await self._redis.unlink(key, f"{key}:ok", f"{key}:bad", f"{key}:errors")
+
     async def _run(self, submission_id: str, blocks: str, documents: int, *kept: str) -> str:
         key = keys.submission(submission_id)
         names = [key, f"{key}:ok", f"{key}:bad", f"{key}:errors"]

@@ -1,0 +1,133 @@
+"""Reading bodies: bytes are counted, pace is watched, memory is bounded, nesting is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from vecfleet.common.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidInput,
+    JobCancelled,
+    Unavailable,
+)
+from vecfleet.gateway.config import GatewayLimits
+from vecfleet.gateway.context import RequestContext, context_of
+from vecfleet.gateway.errors import BODY
+
+_MAX_CONTAINERS = 1_000_000  # a "[" costs a byte on the wire and 56 in memory
+_WATCH_AFTER_S = 0.05
+
+
+class ClientGone(JobCancelled):
+    """The client closed its connection before its body was complete."""
+
+
+class Bodies:
+    """Reads the bodies of all requests of one gateway."""
+
+    def __init__(self, limits: GatewayLimits) -> None:
+        self._limits = limits
+        self._buffered = 0  # bytes, all requests together
+
+    async def read_object(self, request: Request, max_bytes: int | None = None) -> dict[str, Any]:
+        """The JSON object in the body; raises an ``InvalidInput`` whose field is ``body``.
+
+        From here on the request is cancelled when its client goes away.
+        """
+        raw = await self.read(request, max_bytes or self._limits.max_inference_body_bytes)
+        value = parse_json(raw)
+        if not isinstance(value, dict):
+            raise InvalidInput("the body must be a JSON object", field=BODY)
+        return value
+
+    async def read(self, request: Request, max_bytes: int) -> bytes:
+        """The whole body; raises ``BodyTooLarge``, ``BodyTooSlow`` or ``Unavailable``."""
+        context = context_of(request)
+        if context.content_length is not None and context.content_length > max_bytes:
+            raise _too_large(max_bytes)
+        parts: list[bytes] = []
+        async for part in self.stream(request):
+            parts.append(part)
+            context.buffered_bytes += len(part)
+            self._buffered += len(part)
+            if context.buffered_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            if self._buffered > self._limits.max_buffered_bytes:
+                raise Unavailable("the gateway holds too many large bodies", retry_after_s=1.0)
+        watch_client(request, context)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release(self, context: RequestContext) -> None:
+        """The request is over; what it held is free."""
+        self._buffered -= context.buffered_bytes
+        context.buffered_bytes = 0
+
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        """The body's parts as they come; only time spent waiting for the client counts."""
+        context = context_of(request)
+        if context.body_encoded:
+            raise InvalidInput("send the body without a content-encoding", field=BODY)
+        received = 0
+        waited_s = 0.0
+        while context.body_open:
+            allowed_s = self._limits.body_grace_s + received / self._limits.min_body_bytes_per_s
+            began = time.perf_counter()
+            try:
+                async with asyncio.timeout(max(0.0, allowed_s - waited_s)):
+                    message = await request.receive()
+            except TimeoutError:
+                raise BodyTooSlow from None
+            waited_s += time.perf_counter() - began
+            if message["type"] == "http.disconnect":
+                context.disconnected = True
+                context.body_open = False
+                raise ClientGone
+            context.body_open = message.get("more_body", False)
+            part: bytes = message.get("body", b"")
+            received += len(part)
+            if part:
+                yield part
+
+
+def watch_client(request: Request, context: RequestContext) -> None:
+    """Cancel the request's task when its client goes away; the body must have been read.
+
+    Most requests are answered before the watch begins: it costs them one timer.
+    """
+    loop = asyncio.get_running_loop()
+
+    def begin() -> None:
+        context.watcher = loop.create_task(_wait_for_disconnect(request, context))
+
+    context.watch = loop.call_later(_WATCH_AFTER_S, begin)
+
+
+async def _wait_for_disconnect(request: Request, context: RequestContext) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    context.disconnected = True
+    if context.task is not None:
+        context.task.cancel()
+
+
+def parse_json(raw: bytes) -> Any:
+    """The JSON value in ``raw``: valid UTF-8, no NaN, nested at most 1024 deep."""
+    if not raw:
+        raise InvalidInput("the body is empty; send a JSON object", field=BODY)
+    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS:
+        raise InvalidInput("the body holds too many arrays and objects", field=BODY)
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not valid JSON: {error}", field=BODY) from None
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has more than {max_bytes} bytes; split it", field=BODY)

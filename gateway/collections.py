@@ -1,0 +1,91 @@
+"""Collections: create, list, describe, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vecfleet.common.collection import Collection
+from vecfleet.common.errors import InvalidInput
+from vecfleet.common.names import check_name
+from vecfleet.gateway import fields, schemas
+from vecfleet.gateway.body import Bodies
+from vecfleet.gateway.context import context_of
+from vecfleet.gateway.fleet import Fleet
+from vecfleet.gateway.routing import Routes, json_response
+
+_FIELDS = frozenset(("model", "policy", "recall_target", "versions"))
+
+
+class Collections:
+    """The catalogue, as clients see it."""
+
+    def __init__(self, fleet: Fleet, bodies: Bodies) -> None:
+        self._fleet = fleet
+        self._bodies = bodies
+
+    def routes(self) -> Routes:
+        """The router."""
+        one = "/collections/{collection}"
+        routes = Routes("collections")
+        routes.add("GET", "/collections", self.list, says="All collections")
+        routes.add(
+            "PUT", one, self.create, says="Create a collection", body=schemas.COLLECTION, status=201
+        )
+        routes.add("GET", one, self.read, says="A collection and what it holds")
+        routes.add("DELETE", one, self.delete, says="Delete a collection and its documents")
+        return routes
+
+    async def list(self, request: Request) -> Response:
+        """The records, by name."""
+        found = await self._fleet.collections()
+        return json_response({"collections": [record(collection) for collection in found]})
+
+    async def create(self, request: Request) -> Response:
+        """The record; the same request again gets the same one, another gets a 409."""
+        name = check_name(request.path_params["collection"])
+        body: dict[str, Any] = {}
+        if context_of(request).body_open:
+            body = await self._bodies.read_object(request)
+        fields.only(body, _FIELDS)
+        recall = fields.number(body, "recall_target", 0.98, 0.5, 1.0)
+        if recall is None:
+            raise InvalidInput("recall_target must be a number", field="recall_target")
+        created = await self._fleet.create_collection(
+            name,
+            model=fields.word(body, "model"),
+            policy=fields.word(body, "policy", "auto") or "",
+            recall_target=recall,
+            versions=fields.word(body, "versions", "assigned") or "",
+        )
+        return json_response(record(created), 201)
+
+    async def read(self, request: Request) -> Response:
+        """The record with the search process's counts."""
+        collection = await self._fleet.collection(request.path_params["collection"])
+        stats = await self._fleet.collection_stats(collection)
+        return json_response({**record(collection), "stats": stats})
+
+    async def delete(self, request: Request) -> Response:
+        """Its name is free at once; documents on their way to it are thrown away."""
+        name = check_name(request.path_params["collection"])
+        uid = await self._fleet.delete_collection(name)
+        return json_response({"name": name, "uid": uid, "deleted": True})
+
+
+def record(collection: Collection) -> dict[str, Any]:
+    """A collection as clients see it."""
+    spec = collection.spec
+    return {
+        "name": collection.name,
+        "uid": collection.uid,
+        "model": spec.model,
+        "space": spec.space,
+        "dimension": spec.dimension,
+        "policy": spec.policy,
+        "recall_target": spec.recall_target,
+        "versions": spec.versions,
+        "created_at": collection.created_s,
+    }

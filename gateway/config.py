@@ -1,0 +1,67 @@
+"""What a gateway is told when it starts; nothing here is read from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vecfleet.common import limits
+from vecfleet.common.errors import ConfigError
+from vecfleet.common.queue_client import Admission
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """What one client may ask of the gateway."""
+
+    max_body_bytes: int = limits.MAX_BODY_BYTES  # a JSON body of documents
+    max_inference_body_bytes: int = 8 << 20  # every other JSON body
+    max_buffered_bytes: int = 256 << 20  # bodies held in memory, all requests together
+    max_line_bytes: int = 2 << 20  # one line of an NDJSON stream
+    max_header_bytes: int = 64 << 10
+    max_inputs: int = limits.MAX_INPUTS
+    max_request_tokens: int = limits.MAX_REQUEST_TOKENS
+    max_rerank_documents: int = limits.MAX_RERANK_DOCUMENTS
+    max_documents: int = 20_000  # in one JSON body
+    max_top_k: int = limits.MAX_TOP_K
+    max_kept_errors: int = 100  # refused lines told in an answer
+    max_streams: int = 64  # NDJSON bodies read at the same time
+    max_connections: int = 4096
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 30.0  # a connection between two requests
+    body_grace_s: float = 10.0  # any body may wait so long ...
+    min_body_bytes_per_s: int = 1000  # ... and longer only by what it brought
+    queue_full_wait_s: float = 20.0  # a stream waits so long for room in the queue
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """One gateway process."""
+
+    redis_url: str = field(repr=False)  # may hold a password
+    host: str = "127.0.0.1"
+    port: int = 8080
+    embed_model: str | None = None  # where a request names none; None: the only one served
+    rerank_model: str | None = None
+    collection: str | None = None  # what POST /search reads; None: the only one there is
+    timeout_s: float = 30.0  # how long a request waits for its answer
+    redis_wait_s: float = 30.0  # how long the start waits for Redis
+    drain_s: float = 20.0  # how long requests in flight may take after SIGTERM
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
+    admission: Admission = field(default_factory=Admission)
+
+    def checked(self) -> GatewayConfig:
+        """The config itself; raises a ``ConfigError`` that names every fault at once."""
+        faults = []
+        if not 0 <= self.port <= 65535:
+            faults.append(f"port {self.port} is not from 0 to 65535")
+        for name in ("timeout_s", "drain_s", "redis_wait_s"):
+            if getattr(self, name) < 0:
+                faults.append(f"{name} must not be negative")
+        faults += [
+            f"limits.{name} must be more than 0"
+            for name in GatewayLimits.__dataclass_fields__
+            if getattr(self.limits, name) <= 0 and name != "queue_full_wait_s"
+        ]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return self

@@ -1,0 +1,130 @@
+"""What every request passes: its id, its clock, its access line, its last error, its client's end.
+
+One plain ASGI middleware: a chain of convenient ones costs more than all the rest of the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vecfleet.common.errors import VecfleetError
+from vecfleet.common.logs import request_id
+from vecfleet.gateway.body import Bodies
+from vecfleet.gateway.context import RequestContext, begin
+from vecfleet.gateway.errors import answer
+from vecfleet.gateway.metrics import HttpMetrics
+
+log = logging.getLogger("vecfleet.gateway.access")
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; only in the log and in the metrics
+_LINGER_BYTES = 16 << 20
+_LINGER_S = 2.0
+
+
+class Door:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, bodies: Bodies, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._bodies = bodies
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request from its headers to its access line."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        context = begin(scope)  # type: ignore[arg-type]
+        token = request_id.set(context.id)
+        try:
+            await self._serve(scope, receive, _Answer(context, receive, send))
+        finally:
+            if context.watch is not None:
+                context.watch.cancel()
+            if context.watcher is not None:
+                context.watcher.cancel()
+            self._bodies.release(context)
+            self._report(scope, context)
+            request_id.reset(token)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: _Answer) -> None:
+        context = send.context
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not context.disconnected:
+                raise
+            if context.task is not None:
+                context.task.uncancel()
+        except Exception:
+            log.exception("a request failed in an unforeseen way")
+            if context.status == 0:
+                await answer(
+                    VecfleetError("the gateway failed on this request; its log says more"),
+                    scope["path"],
+                    context,
+                )(scope, receive, send)
+        if context.disconnected:
+            context.status = CLIENT_CLOSED_REQUEST
+
+    def _report(self, scope: Scope, context: RequestContext) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        elapsed_ms = context.elapsed_ms
+        self._metrics.observe(scope["method"], route, context.status, elapsed_ms / 1000)
+        line: dict[str, Any] = {
+            "method": scope["method"],
+            "route": route,
+            "status": context.status,
+            "ms": round(elapsed_ms, 2),
+        }
+        if context.error_code:
+            line["code"] = context.error_code
+        log.info("request", extra={"fields": line})
+
+
+class _Answer:
+    """The way out: adds the headers every answer has, and ends bodies that nobody read."""
+
+    def __init__(self, context: RequestContext, receive: Receive, send: Send) -> None:
+        self.context = context
+        self._receive = receive
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        """ASGI's send."""
+        context = self.context
+        if message["type"] == "http.response.start":
+            context.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", context.id.encode())]
+            if context.headers:
+                headers += context.headers
+                headers.append((b"x-total-time", b"%.3f" % context.elapsed_ms))
+            if context.body_open:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        elif context.body_open and not message.get("more_body", False):
+            # The client still sends. Closing now would reset the connection before it has read
+            # the answer, so take a little more, in a bounded way, and throw it away.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        context = self.context
+        left = _LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while context.body_open and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    context.body_open = message.get("more_body", False)
+        context.body_open = False

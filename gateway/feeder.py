@@ -1,0 +1,131 @@
+"""One submission being filled: cuts blocks, waits for room in the queue, keeps the account."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vecfleet.common.collection import Collection
+from vecfleet.common.document import Block, Document
+from vecfleet.common.errors import InvalidInput, QueueFull
+from vecfleet.gateway.config import GatewayLimits
+from vecfleet.gateway.fleet import Fleet
+
+_RETRY_S = 0.25
+
+
+class Feeder:
+    """Feeds one submission; documents are accepted once their block is in the queue."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        collection: Collection,
+        submission: str,
+        truncate: bool,
+        limits: GatewayLimits,
+        *,
+        keyed: bool,
+    ) -> None:
+        """``keyed``: the caller gave an Idempotency-Key and may send the rest again."""
+        self.submission = submission
+        self.accepted = 0
+        self.rejected = 0
+        self._fleet = fleet
+        self._collection = collection
+        self._truncate = truncate
+        self._limits = limits
+        self._keyed = keyed
+        self._errors: list[dict[str, Any]] = []
+        self._block = Block()
+        self._blocks = 0
+        self._next_line = 1  # the first line that is neither accepted nor rejected for good
+        self._last_line = 0
+        self._state = ""
+
+    async def open(self) -> None:
+        """Make the submission known."""
+        self._state = await self._fleet.submissions.open(
+            self.submission,
+            tenant=self._collection.tenant,
+            collection=self._collection.name,
+            uid=self._collection.uid,
+        )
+
+    def reject(self, line: int, error: InvalidInput) -> None:
+        """Keep why a line was refused; the first errors are kept whole, all are counted."""
+        self.rejected += 1
+        self._last_line = line
+        if len(self._errors) < self._limits.max_kept_errors:
+            self._errors.append(
+                {
+                    "line": line,
+                    "field": error.field,
+                    "code": error.code,
+                    "message": error.message,
+                }
+            )
+
+    async def add(self, document: Document, line: int) -> None:
+        """Put a document into the block; a full block is sent first."""
+        if len(self._block) and not self._block.fits(document):
+            await self.flush()
+        self._block.add(document)
+        self._last_line = line
+
+    async def flush(self) -> None:
+        """Send what has gathered."""
+        if len(self._block):
+            await self.send([self._block], self._limits.queue_full_wait_s)
+            self._block = Block()
+        self._next_line = self._last_line + 1
+
+    async def send(self, blocks: Sequence[Block], wait_s: float) -> None:
+        """Enqueue blocks, all or none; raises ``QueueFull`` when there was no room in time."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                await self._fleet.enqueue_blocks(
+                    self._collection,
+                    blocks,
+                    submission=self.submission,
+                    first_place=self._blocks,
+                    truncate=self._truncate,
+                )
+                break
+            except QueueFull as error:
+                pause_s = min(error.retry_after_s or _RETRY_S, 1.0)
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                await asyncio.sleep(pause_s)
+        self._blocks += len(blocks)
+        self.accepted += sum(len(block) for block in blocks)
+
+    async def close(self) -> None:
+        """There is no more to come."""
+        self._state = await self._fleet.submissions.close(
+            self.submission, blocks=self._blocks, documents=self.accepted
+        )
+
+    async def settle_partial(self) -> None:
+        """It broke off. Without a key nobody can continue it, so it ends with what it has."""
+        if self._keyed:
+            return
+        if self._blocks:
+            await self.close()
+        else:
+            await self._fleet.submissions.discard(self.submission)
+
+    def report(self) -> dict[str, Any]:
+        """What happened to the documents so far."""
+        return {
+            "submission_id": self.submission,
+            "collection": self._collection.name,
+            "state": self._state,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "errors": self._errors,
+            "next_line": self._next_line,
+        }

@@ -1,0 +1,154 @@
+"""The part of the fleet's client that the gateway uses, so that tests can put another behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vecfleet.common.collection import Collection
+from vecfleet.common.directory import ServedModel
+from vecfleet.common.document import Block
+from vecfleet.common.fleet_state import FleetState
+from vecfleet.common.model import ModelCard, Task
+from vecfleet.common.payloads import EmbedReply, RerankReply, SearchReply, StoredDocument
+from vecfleet.common.queue_client import Admitted
+from vecfleet.common.submission import Submission
+
+
+class SubmissionBook(Protocol):
+    """``common.submission.Submissions``."""
+
+    async def open(self, submission_id: str, *, tenant: str, collection: str, uid: str) -> str:
+        """Make a submission known."""
+        ...
+
+    async def close(self, submission_id: str, *, blocks: int, documents: int) -> str:
+        """Tell how many blocks it has."""
+        ...
+
+    async def get(self, submission_id: str, *, with_errors: bool = False) -> Submission:
+        """How it stands."""
+        ...
+
+    async def cancel(self, submission_id: str) -> Submission:
+        """Stop it."""
+        ...
+
+    async def discard(self, submission_id: str) -> None:
+        """Forget one into which nothing went."""
+        ...
+
+
+class Fleet(Protocol):
+    """``common.fleet_client.FleetClient``."""
+
+    @property
+    def submissions(self) -> SubmissionBook:
+        """The progress of what was submitted."""
+        ...
+
+    async def models(self) -> list[ServedModel]:
+        """The announced models."""
+        ...
+
+    async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
+        """The card of a model that does ``task``."""
+        ...
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | ModelCard | None = None,
+        prompt_name: str | None = None,
+        prompt: str = "",
+        truncate: bool = True,
+    ) -> EmbedReply:
+        """Vectors of texts."""
+        ...
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | ModelCard | None = None,
+        instruction: str = "",
+        truncate: bool = True,
+    ) -> RerankReply:
+        """Relevance of documents to a query."""
+        ...
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        policy: str = "auto",
+        recall_target: float = 0.98,
+        versions: str = "assigned",
+    ) -> Collection:
+        """Create a collection, or find the same one."""
+        ...
+
+    async def delete_collection(self, name: str) -> str:
+        """Delete a collection."""
+        ...
+
+    async def collection(self, name: str) -> Collection:
+        """A collection's record."""
+        ...
+
+    async def collections(self) -> list[Collection]:
+        """All collections."""
+        ...
+
+    async def collection_stats(self, collection: Collection) -> dict[str, Any]:
+        """What the search process sees."""
+        ...
+
+    async def enqueue_blocks(
+        self,
+        collection: Collection,
+        blocks: Sequence[Block],
+        *,
+        submission: str,
+        first_place: int = 0,
+        truncate: bool = True,
+    ) -> Admitted:
+        """Put blocks of documents on their way, all or none."""
+        ...
+
+    async def enqueue_delete(
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        *,
+        submission: str,
+        place: int = 0,
+        version: int | None = None,
+    ) -> Admitted:
+        """Put deletions on their way."""
+        ...
+
+    async def documents(
+        self, collection: Collection, ids: Sequence[str]
+    ) -> list[StoredDocument | None]:
+        """Stored documents."""
+        ...
+
+    async def search(
+        self,
+        collection: Collection,
+        vectors: bytes,
+        *,
+        top_k: int = 10,
+        threshold: float | None = None,
+        exact: bool = False,
+    ) -> SearchReply:
+        """The nearest documents."""
+        ...
+
+    async def state(self) -> FleetState:
+        """Queues and workers, for metrics."""
+        ...

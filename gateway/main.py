@@ -1,0 +1,115 @@
+"""The gateway's process: from a config to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+import uvloop
+
+from vecfleet.common.errors import ConfigError, RedisUnavailable, VecfleetError
+from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.redis_client import connect_async
+from vecfleet.gateway.app import create_app
+from vecfleet.gateway.config import GatewayConfig
+from vecfleet.gateway.protocol import protocol_class
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_RETRY_S = 0.5
+
+
+def run_gateway(config: GatewayConfig) -> int:
+    """Serve until SIGTERM or SIGINT, let requests in flight finish, and return an exit code.
+
+    0 after a signal; 1 when the start failed, with the reason in the log.
+    """
+    try:
+        config.checked()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config))
+    except (VecfleetError, OSError) as error:
+        log.error("the gateway cannot run: %s", error)
+        return 1
+    return 0
+
+
+async def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
+    """Serve on ``listener``, by default the config's host and port, until a signal."""
+    fleet = FleetClient(
+        connect_async(config.redis_url), admission=config.admission, timeout_s=config.timeout_s
+    )
+    await _wait_for_redis(fleet, config.redis_wait_s)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        async with fleet:
+            yield
+
+    listener = listener or _listen(config.host, config.port)
+    settings = uvicorn.Config(
+        create_app(fleet, config, opened),
+        loop="none",
+        http=protocol_class(config.limits),
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=_BACKLOG,
+        limit_concurrency=config.limits.max_connections,
+        timeout_keep_alive=int(config.limits.idle_timeout_s),
+        timeout_graceful_shutdown=max(1, int(config.drain_s)),
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("gateway listens on http://%s:%s", host, port)
+    await _Server(settings).serve(sockets=[listener])
+    log.info("gateway has stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which would raise the signal again once it has drained."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+async def _wait_for_redis(fleet: FleetClient, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            await fleet.models()
+            return
+        except RedisUnavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("waiting for Redis: %s", error)
+        await asyncio.sleep(_RETRY_S)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,60 @@
+"""uvicorn's HTTP protocol with what it lacks: a limit on headers, in bytes and in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from vecfleet.gateway.config import GatewayLimits
+
+
+def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
+    """A protocol that closes connections whose headers are endless or come too slowly."""
+
+    class GuardedProtocol(HttpToolsProtocol):
+        _header_bytes = 0
+        _in_headers = True
+        _header_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await_headers(limits.header_timeout_s)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_headers:
+                if self._header_bytes == 0 and self._header_timer is None:
+                    self._await_headers(limits.header_timeout_s)
+                self._header_bytes += len(data)
+            super().data_received(data)
+            if self._in_headers and self._header_bytes > limits.max_header_bytes:
+                self.send_400_response("The headers are too large.")
+
+        def on_headers_complete(self) -> None:
+            self._in_headers = False
+            self._header_bytes = 0
+            self._stop_timer()
+            super().on_headers_complete()
+
+        def on_response_complete(self) -> None:
+            self._in_headers = True
+            super().on_response_complete()
+
+        def _await_headers(self, seconds: float) -> None:
+            self._header_timer = self.loop.call_later(seconds, self._too_late)
+
+        def _too_late(self) -> None:
+            self._header_timer = None
+            if self._in_headers and not self.transport.is_closing():
+                self.transport.close()
+
+        def _stop_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+    return GuardedProtocol
