@@ -88,11 +88,24 @@ class Settings(BaseModel):
             for name, value in source.items()
             if name.startswith(PREFIX) and value != ""
         }
+        return cls.checked(given)
+
+    @classmethod
+    def checked(cls, given: Mapping[str, object]) -> Self:
+        """The settings with these values by name; raises ``ConfigError`` that names every fault."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             faults = [_fault(fault) for fault in error.errors(include_input=False)]
             raise ConfigError("; ".join(dict.fromkeys(faults))) from None
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """The environment of a child that gets ``settings`` on top of ours.
+
+        Unlike an argument, a variable is not shown by ``ps``.
+        """
+        ours = {**settings, "log_level": self.log_level}
+        return {**os.environ, **{PREFIX + name.upper(): value for name, value in ours.items()}}
 
     def find_redis_url(self) -> str:
         """The Redis to use: the one that is set, else that of the fleet that runs in ``data``.

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vecfleet.common.errors import ConfigError, VecfleetError
@@ -43,6 +43,7 @@ class ChildSpec:
     drain_s: float = 90.0  # from SIGTERM to SIGKILL
     death_signal: signal.Signals = signal.SIGKILL  # what it gets when the supervisor dies
     niceness: int = 0
+    environment: Mapping[str, str] | None = field(default=None, repr=False)  # None: ours
 
 
 @dataclass(slots=True)
@@ -122,7 +123,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while not child.stopping.is_set():
             started = loop.time()
-            code = await self._run_once(child)
+            try:
+                code = await self._run_once(child)
+            except OSError as error:
+                self._fail(ConfigError(f"cannot run {child.spec.command[0]}: {error}"))
+                return
             if child.stopping.is_set():
                 break
             if loop.time() - started >= STEADY_S:
@@ -138,21 +143,31 @@ class Supervisor:
         self._on_event("stopped", child.spec.name)
 
     async def _run_once(self, child: _Child) -> int:
-        spec = child.spec
-        pipe = asyncio.subprocess.PIPE if self._output else None
-        process = await asyncio.create_subprocess_exec(
-            *spec.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=asyncio.subprocess.STDOUT if self._output else None,
-            start_new_session=True,
-            preexec_fn=_preparation(spec),
-        )
+        # A pipe of our own: asyncio's would keep `wait` from returning for as long as anything that
+        # the child started holds its other end.
+        reading, writing = os.pipe() if self._output else (None, None)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *child.spec.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                env=child.spec.environment,
+                start_new_session=True,
+                preexec_fn=_preparation(child.spec),
+            )
+        except OSError:
+            if reading is not None:
+                os.close(reading)
+            raise
+        finally:
+            if writing is not None:
+                os.close(writing)
         child.process = process
-        self._on_event("started", spec.name)
+        self._on_event("started", child.spec.name)
         if child.stopping.is_set():  # told to stop while it was being started
             process.terminate()
-        pump = asyncio.create_task(self._pump(spec.name, process.stdout))
+        pump = asyncio.create_task(self._pump(child.spec.name, reading))
         try:
             return await process.wait()
         finally:
@@ -160,18 +175,25 @@ class Supervisor:
             await asyncio.wait([pump], timeout=_PUMP_END_S)
             pump.cancel()
 
-    async def _pump(self, name: str, stream: asyncio.StreamReader | None) -> None:
-        if stream is None or self._output is None:
+    async def _pump(self, name: str, reading: int | None) -> None:
+        if reading is None or self._output is None:
             return
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb", 0)
+        )
         rest = b""
-        while chunk := await stream.read(1 << 16):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > _LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._output(name, line.decode(errors="replace").rstrip("\r"))
-        if rest:
-            self._output(name, rest.decode(errors="replace"))
+        try:
+            while chunk := await stream.read(1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _LINE_BYTES:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._output(name, line.decode(errors="replace").rstrip("\r"))
+            if rest:
+                self._output(name, rest.decode(errors="replace"))
+        finally:
+            transport.close()
 
     def _is_hopeless(self, child: _Child, code: int) -> bool:
         name = child.spec.name
@@ -183,9 +205,13 @@ class Supervisor:
                 f"{name} failed {child.failures} times while starting ({describe_end(code)}); "
                 "its own messages are above"
             )
-        if error is not None and not self._failure.done():
-            self._failure.set_result(error)
+        if error is not None:
+            self._fail(error)
         return error is not None
+
+    def _fail(self, error: VecfleetError) -> None:
+        if not self._failure.done():
+            self._failure.set_result(error)
 
     def _tell(self, child: _Child, message: str) -> None:
         if self._output is not None:

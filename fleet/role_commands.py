@@ -1,0 +1,264 @@
+"""The commands that run something: one role against any Redis, or a whole fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vecfleet.common.errors import ConfigError
+from vecfleet.common.queue_client import Admission
+from vecfleet.common.settings import Settings, redact_url
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ENGINES = click.Choice(["auto", "torch", "vllm", "fake", "null"])
+_DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_role = _options(
+    click.option("--redis", "redis_url", metavar="URL", help="The fleet's Redis."),
+    click.option("--check", is_flag=True, help="Check settings and installation, and end."),
+)
+_engine = _options(
+    click.option("--engine", type=_ENGINES, help="What computes; by default vllm or torch."),
+    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
+    click.option("--dtype", type=_DTYPES, help="The numbers it computes with."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
+)
+_fleet = _options(
+    click.option("--port", type=click.IntRange(0, 65535), help="The gateway's port."),
+    click.option("--model", metavar="M", help="Hub id, directory or package:NAME."),
+    click.option("--reranker", metavar="R", help="A model that reranks, named likewise."),
+    _engine,
+)
+
+
+def with_given(settings: Settings, **given: object) -> Settings:
+    """``settings`` with the options that were given on the command line on top.
+
+    Raises ``ConfigError`` that names a bad one.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Settings.checked({**settings.model_dump(), **chosen})
+
+
+@dataclass(frozen=True, slots=True)
+class _Role:
+    module: str
+    config: str
+    function: str
+
+
+def _run(role: _Role, make: Callable[[Any], Any], redis_url: str, check: bool) -> int:
+    module = importlib.import_module(role.module)
+    config = make(getattr(module, role.config))
+    if check:
+        click.echo(f"settings and installation are good; Redis at {redact_url(redis_url)}")
+        return 0
+    return int(getattr(module, role.function)(config) or 0)
+
+
+def need(extra: str, *modules: str) -> None:
+    """Raise a ``ConfigError`` that names the extra to install when one of ``modules`` is missing.
+
+    Nothing is imported: to look for torch must not take seconds.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} not installed; get it with: pip install 'vecfleet[{extra}]'"
+        )
+
+
+def _need_engine(engine: str) -> None:
+    if engine == "vllm":
+        need("vllm", "vllm")
+    elif engine in ("fake", "null"):
+        need("worker", "numpy")
+    else:
+        need("worker", "numpy", "torch", "transformers")
+
+
+@click.command()
+@_role
+@click.option("--host", metavar="ADDRESS", help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.")
+@click.option("--model", metavar="M", help="The model where a request names none.")
+@click.option("--reranker", metavar="R", help="The reranker where a request names none.")
+@click.option("--collection", metavar="C", help="What POST /search reads.")
+@click.pass_obj
+def gateway(
+    settings: Settings,
+    redis_url: str | None,
+    check: bool,
+    host: str | None,
+    port: int | None,
+    model: str | None,
+    reranker: str | None,
+    collection: str | None,
+) -> int:
+    """Run the HTTP gateway."""
+    need("gateway", "fastapi", "uvicorn")
+    chosen = with_given(settings, redis_url=redis_url, host=host, port=port)
+    url = chosen.find_redis_url()
+
+    def config(cls: Any) -> Any:
+        return cls(
+            redis_url=url,
+            host=chosen.host,
+            port=chosen.port,
+            embed_model=model,
+            rerank_model=reranker,
+            collection=collection,
+            timeout_s=chosen.timeout_s,
+            admission=Admission(
+                chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
+            ),
+        )
+
+    return _run(_Role("vecfleet.gateway.main", "GatewayConfig", "run_gateway"), config, url, check)
+
+
+@click.command()
+@_role
+@click.option("--model", metavar="M", help="Hub id, directory or package:NAME.")
+@_engine
+@click.option("--name", metavar="NAME", help="This worker's name; unique among the living.")
+@click.option("--served-name", metavar="NAME", help="The name clients use for the model.")
+@click.pass_obj
+def worker(
+    settings: Settings,
+    /,
+    redis_url: str | None,
+    check: bool,
+    name: str | None,
+    served_name: str | None,
+    **given: Any,
+) -> int:
+    """Run one model on one device."""
+    chosen = with_given(settings, redis_url=redis_url, **given)
+    _need_engine(chosen.engine)
+    url = chosen.find_redis_url()
+
+    def config(cls: Any) -> Any:
+        return cls(
+            redis_url=url,
+            model=chosen.model,
+            engine=chosen.engine,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            threads=chosen.threads,
+            name=name,
+            served_name=served_name,
+        )
+
+    return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)
+
+
+@click.command()
+@_role
+@click.option("--data", type=click.Path(path_type=Path), help="The index's folder, a local disk.")
+@click.option("--home", default="main", show_default=True, help="This aggregator's name.")
+@click.option(
+    "--only",
+    type=click.Choice(["writer", "search"]),
+    help="Run one of the two processes; by default both.",
+)
+@click.pass_obj
+def aggregator(
+    settings: Settings,
+    redis_url: str | None,
+    check: bool,
+    data: Path | None,
+    home: str,
+    only: str | None,
+) -> int:
+    """Run the index's writer and its read-only search process."""
+    need("aggregator", "numpy", "faiss")
+    chosen = with_given(settings, redis_url=redis_url, data=data)
+    url = chosen.find_redis_url()
+    if only is None and not check:
+        return _run_both(chosen, url, home)
+
+    def config(cls: Any) -> Any:
+        return cls(redis_url=url, data_dir=chosen.data, home=home)
+
+    function = "run_search" if only == "search" else "run_aggregator"
+    return _run(_Role("vecfleet.worker.main", "AggregatorConfig", function), config, url, check)
+
+
+def _run_both(settings: Settings, redis_url: str, home: str) -> int:
+    from vecfleet.fleet.process import role_command
+    from vecfleet.fleet.supervisor import ChildSpec, run_children
+
+    environment = settings.environment(redis_url=redis_url, data=str(settings.data))
+    children = [
+        ChildSpec(
+            name,
+            tuple(role_command("aggregator", "--only", name, "--home", home)),
+            environment=environment,
+        )
+        for name in ("search", "writer")  # stopped in the reverse order
+    ]
+    return asyncio.run(run_children(children))
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Where everything is kept.")
+@click.option("--host", metavar="ADDRESS", help="The address the gateway listens on.")
+@_fleet
+@click.option(
+    "--workers", default="auto", show_default=True, help="How many, or auto: one a GPU, else one."
+)
+@click.option("--writer-niceness", default=5, show_default=True, type=click.IntRange(0, 19))
+@click.pass_obj
+def up(
+    settings: Settings, /, workers: str, writer_niceness: int, host: str | None, **given: Any
+) -> int:
+    """Run Redis, workers, aggregator and gateway on this machine until Ctrl-C, which drains."""
+    from vecfleet.fleet.up import FleetOptions, run_up
+
+    chosen = with_given(settings, host=host, **given)
+    if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
+        raise ConfigError("--workers must be a number of at least 1, or auto")
+    return run_up(
+        FleetOptions(
+            settings=chosen,
+            workers=None if workers == "auto" else int(workers),
+            writer_niceness=writer_niceness,
+        )
+    )
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path(".vecfleet-demo"),
+    show_default=True,
+    help="Where the collection is kept.",
+)
+@click.option("--documents", type=click.IntRange(1), help="At most so many passages.")
+@_fleet
+@click.pass_obj
+def demo(settings: Settings, /, documents: int | None, **given: Any) -> int:
+    """Ingest the docstrings of the installed Python packages, ask questions, and sum up."""
+    from vecfleet.fleet.demo import run_demo
+
+    return run_demo(with_given(settings, **given), max_documents=documents)

@@ -1,0 +1,255 @@
+"""The one-machine fleet: Redis, workers, aggregator and gateway as children of one process.
+
+Started in this order and stopped in the opposite one: Redis, the search process, the index's
+writer, the workers, the gateway. What is kept stands below the data folder: ``redis/`` (append-only
+file and socket), ``index/`` (collections), and while the fleet runs ``fleet.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from vecfleet.common.errors import VecfleetError
+from vecfleet.common.redis_client import connect, translated
+from vecfleet.common.settings import FLEET_FILE, Settings
+from vecfleet.fleet.console import Console
+from vecfleet.fleet.machine import answers, check_port, count_gpus, locked
+from vecfleet.fleet.process import role_command
+from vecfleet.fleet.redis_server import (
+    find_redis_server,
+    free_port,
+    is_ready,
+    private_address,
+    redis_arguments,
+)
+from vecfleet.fleet.supervisor import ChildSpec, OnEvent, Output, Supervisor, stop_on_signals
+
+_POLL_S = 0.1
+_PATIENCE_S = 15.0  # between two lines that tell what the start waits for
+_REDIS_DRAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """A fleet on this machine."""
+
+    settings: Settings
+    workers: int | None = None  # None: one for each GPU, or one on the CPU
+    writer_niceness: int = 5  # the search process and the gateway go first
+
+
+class Fleet:
+    """All processes of a one-machine fleet. Construct it on a running event loop."""
+
+    def __init__(
+        self, options: FleetOptions, output: Output, on_event: OnEvent | None = None
+    ) -> None:
+        """``output`` gets every line that a process prints, with the process's name."""
+        self._settings = options.settings
+        self._options = options
+        self._output = output
+        self._data = options.settings.data.resolve()
+        self._supervisor = Supervisor(output, on_event)
+        self._held = ExitStack()
+        self._port = options.settings.port or free_port()
+        self._address = private_address(self._data / "redis")
+        self._plan: list[list[ChildSpec]] = []
+
+    @property
+    def http_url(self) -> str:
+        """Where the gateway answers."""
+        host = self._settings.host
+        shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host
+        return f"http://[{shown}]:{self._port}" if ":" in shown else f"http://{shown}:{self._port}"
+
+    @property
+    def redis_url(self) -> str:
+        """The fleet's Redis; the URL may hold a password."""
+        return self._address.url
+
+    def pids(self) -> dict[str, int]:
+        """The processes that run now, by name."""
+        return self._supervisor.pids()
+
+    async def start(self) -> None:
+        """Start everything and wait until the gateway answers and every role is at work.
+
+        Raises ``ConfigError`` when the data folder is in use, the port is taken or no Redis is
+        to be had; what a child reports later comes from ``failure``.
+        """
+        self._data.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(locked(self._data))
+        check_port(self._settings.host, self._port)
+        binary = find_redis_server()
+        (self._data / "redis").mkdir(exist_ok=True)
+        arguments = redis_arguments(binary, self._address, self._data / "redis")
+        self._say(f"starting with {binary}, data in {self._data}")
+        self._supervisor.start(
+            ChildSpec(
+                "redis",
+                (*arguments, "--loglevel", "warning"),
+                drain_s=_REDIS_DRAIN_S,
+                death_signal=signal.SIGTERM,  # it writes its file to the end
+            )
+        )
+        await self._until(lambda: [] if is_ready(self.redis_url) else ["redis"])
+        self._plan = await asyncio.to_thread(lambda: list(self._stages()))  # may ask torch
+        for stage in self._plan:
+            self._supervisor.start(*stage)
+        self._held.enter_context(self._told())
+        await self._until(self._missing)
+        self._supervisor.settled()
+
+    async def failure(self) -> VecfleetError:
+        """Wait until a process cannot be kept running, and tell why."""
+        return await self._supervisor.failure()
+
+    async def stop(self) -> None:
+        """Drain everything, the gateway first and Redis last."""
+        await self._supervisor.stop()
+        self._held.close()
+
+    def kill(self) -> None:
+        """End every process at once; ``stop`` then only waits."""
+        self._supervisor.kill()
+
+    def _stages(self) -> Iterator[list[ChildSpec]]:
+        index = ("aggregator", "--data", str(self._data / "index"), "--only")
+        yield [self._role("search", *index, "search")]
+        yield [self._role("writer", *index, "writer", niceness=self._options.writer_niceness)]
+        yield list(self._workers())
+        models = ["--model", served_name(self._settings.model)]
+        if self._settings.reranker:
+            models += ["--reranker", served_name(self._settings.reranker)]
+        listen = ("--host", self._settings.host, "--port", str(self._port))
+        yield [self._role("gateway", "gateway", *listen, *models)]
+
+    def _workers(self) -> Iterator[ChildSpec]:
+        settings = self._settings
+        given = ["--engine", settings.engine, "--dtype", settings.dtype]
+        if settings.threads:
+            given += ["--threads", str(settings.threads)]
+        devices = [settings.device]
+        if settings.device == "auto":
+            devices = [f"cuda:{gpu}" for gpu in range(count_gpus())] or ["auto"]
+        number = self._options.workers or len(devices)
+        for place in range(number):
+            name = "worker" if number == 1 else f"worker-{place}"
+            device = devices[place % len(devices)]
+            yield self._worker(name, settings.model, device, given)
+        if settings.reranker:
+            yield self._worker("reranker", settings.reranker, devices[0], given)
+
+    def _worker(self, name: str, model: str, device: str, given: list[str]) -> ChildSpec:
+        named = ("--model", model, "--served-name", served_name(model))
+        return self._role(name, "worker", *named, "--device", device, *given)
+
+    def _role(self, name: str, *arguments: str, niceness: int = 0) -> ChildSpec:
+        return ChildSpec(
+            name,
+            # JSON lines, whatever the terminal: the console makes them readable.
+            tuple(role_command("--log-format", "json", *arguments)),
+            niceness=niceness,
+            environment=self._settings.environment(redis_url=self.redis_url),
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell the commands that are run beside us where the fleet is."""
+        path = self._data / FLEET_FILE
+        about = {"redis_url": self.redis_url, "http_url": self.http_url, "pid": os.getpid()}
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)  # the URL may hold a password
+        fresh.write_text(json.dumps(about))
+        fresh.replace(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _until(self, missing: Callable[[], list[str]]) -> None:
+        said = time.monotonic()
+        while names := await asyncio.to_thread(missing):
+            if time.monotonic() - said >= _PATIENCE_S:
+                said = time.monotonic()
+                self._say(f"still waiting for {', '.join(names)}")
+            await asyncio.sleep(_POLL_S)
+
+    def _missing(self) -> list[str]:
+        """The processes that are not at work yet."""
+        pids = self._supervisor.pids()
+        try:
+            with contextlib.closing(connect(self.redis_url)) as client, translated():
+                keys = cast(Any, client.smembers("rq:workers"))
+                at_work = {int(cast(Any, client.hget(key, "pid")) or 0) for key in keys}
+        except VecfleetError:
+            return ["redis"]
+        names = [
+            spec.name
+            for stage in self._plan
+            for spec in stage
+            if spec.name != "gateway" and pids.get(spec.name) not in at_work
+        ]
+        return names or ([] if answers(f"{self.http_url}/health") else ["gateway"])
+
+    def _say(self, message: str) -> None:
+        self._output("fleet", message)
+
+
+def served_name(model: str) -> str:
+    """The name that clients use for a model: a directory goes by its last part."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
+def run_up(options: FleetOptions, stream: TextIO | None = None) -> int:
+    """Run a fleet until SIGTERM or Ctrl-C; returns the exit code."""
+    console = Console(stream, options.settings.log_format)
+    return asyncio.run(_run_up(options, console))
+
+
+async def _run_up(options: FleetOptions, console: Console) -> int:
+    began = time.monotonic()
+
+    def on_event(event: str, name: str) -> None:
+        if event == "stopping":
+            console.say(f"{name} drains")
+
+    fleet = Fleet(options, console.line, on_event)
+    stop = stop_on_signals(fleet.kill)
+    failure = asyncio.create_task(fleet.failure())
+    stopped = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(fleet.start())
+    try:
+        await _first(starting, failure, stopped)
+        if starting.done():
+            starting.result()
+            took = f"{time.monotonic() - began:.1f} s"
+            console.say(
+                f"ready at {fleet.http_url} after {took}; Ctrl-C drains",
+                data=str(options.settings.data),
+            )
+            await _first(failure, stopped)
+        if failure.done():
+            raise failure.result()
+        return 0
+    finally:
+        for task in (starting, failure, stopped):
+            task.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await fleet.stop()
+        console.say(f"stopped; all data is in {options.settings.data}")
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

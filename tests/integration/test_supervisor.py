@@ -1,0 +1,190 @@
+"""Supervision of real processes: restart, order of stopping, hard end, and no orphans."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from servers import Process, eventually, process_exists, wait_until
+
+from vecfleet.common.errors import ConfigError, VecfleetError
+from vecfleet.fleet.supervisor import (
+    LAST_DELAY_S,
+    ChildSpec,
+    Supervisor,
+    describe_end,
+    restart_delay_s,
+)
+
+WAITS = "import signal; print('up', flush=True); signal.pause()"
+DRAINS = (
+    "import signal, sys\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (print('drained', flush=True), sys.exit(0)))\n"
+    "print('up', flush=True)\n"
+    "signal.pause()"
+)
+STUBBORN = (
+    "import signal, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "print('up', flush=True)\n"
+    "while True: time.sleep(60)"
+)
+HAS_A_CHILD = (
+    "import subprocess, sys, signal\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
+    "print(child.pid, flush=True)\n"
+    "signal.pause()"
+)
+
+
+def spec(name: str, code: str, **options: float) -> ChildSpec:
+    return ChildSpec(name, (sys.executable, "-c", code), **options)  # type: ignore[arg-type]
+
+
+class Watched:
+    """A supervisor whose lines and events are kept."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
+        self.supervisor = Supervisor(
+            lambda name, line: self.lines.append((name, line)),
+            lambda event, name: self.events.append((event, name)),
+        )
+
+    async def said(self, name: str, line: str, times: int = 1) -> None:
+        await eventually(
+            lambda: self.lines.count((name, line)) >= times, what=f"{name} saying {line!r}"
+        )
+
+
+async def test_a_killed_child_is_started_again() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("one", WAITS))
+    await watched.said("one", "up")
+    first = watched.supervisor.pids()["one"]
+
+    os.kill(first, signal.SIGKILL)
+    await watched.said("one", "up", times=2)
+    assert watched.supervisor.pids()["one"] != first
+    assert ("one", "ended (killed by SIGKILL); starts again in 0.5 s") in watched.lines
+    await watched.supervisor.stop()
+    assert watched.supervisor.pids() == {}
+
+
+async def test_children_drain_in_the_reverse_order_of_their_start() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("redis", DRAINS))
+    watched.supervisor.start(spec("worker-0", DRAINS), spec("worker-1", DRAINS))
+    watched.supervisor.start(spec("gateway", DRAINS))
+    for name in ("redis", "worker-0", "worker-1", "gateway"):
+        await watched.said(name, "up")
+    await watched.supervisor.stop()
+    drained = [name for name, line in watched.lines if line == "drained"]
+    assert drained[0] == "gateway"
+    assert drained[-1] == "redis"
+    assert Counter(drained) == Counter(("redis", "worker-0", "worker-1", "gateway"))
+
+
+async def test_a_child_that_ignores_the_drain_is_killed_at_its_deadline() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("deaf", STUBBORN, drain_s=0.2))
+    await watched.said("deaf", "up")
+    pid = watched.supervisor.pids()["deaf"]
+    await watched.supervisor.stop()
+    assert not process_exists(pid)
+    assert any("did not stop" in line for _, line in watched.lines)
+
+
+async def test_a_hard_end_does_not_wait_for_the_drain() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("deaf", STUBBORN))
+    await watched.said("deaf", "up")
+    watched.supervisor.kill()
+    await asyncio.wait_for(watched.supervisor.stop(), 30)
+
+
+async def test_what_a_dead_child_started_is_ended_too() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("parent", HAS_A_CHILD))
+    await eventually(lambda: watched.lines, what="the grandchild's pid")
+    grandchild = int(watched.lines[0][1])
+
+    os.kill(watched.supervisor.pids()["parent"], signal.SIGKILL)
+    await eventually(lambda: not process_exists(grandchild), what="the grandchild's end")
+    await watched.supervisor.stop()
+
+
+async def test_a_wrong_setting_is_not_tried_again() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("bad", "import sys; sys.exit(2)"))
+    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    assert isinstance(error, ConfigError)
+    assert watched.events.count(("started", "bad")) == 1
+    await watched.supervisor.stop()
+
+
+async def test_a_program_that_is_not_there_is_named() -> None:
+    watched = Watched()
+    watched.supervisor.start(ChildSpec("gone", ("/no/such/program",)))
+    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    assert "/no/such/program" in str(error)
+    await watched.supervisor.stop()
+
+
+async def test_a_child_that_never_comes_up_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.01)
+    watched = Watched()
+    watched.supervisor.start(spec("broken", "raise SystemExit('boom')"))
+    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    assert "broken failed 3 times" in str(error)
+    assert isinstance(error, VecfleetError)
+    assert watched.lines.count(("broken", "boom")) == 3
+    await watched.supervisor.stop()
+
+
+async def test_a_long_line_without_end_is_passed_on_in_pieces() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("wide", "print('x' * 3_000_000, flush=True); " + WAITS))
+    await watched.said("wide", "up")
+    assert sum(len(line) for _, line in watched.lines) >= 3_000_000
+    await watched.supervisor.stop()
+
+
+def test_the_delay_grows_to_a_cap() -> None:
+    delays = [restart_delay_s(n) for n in range(1, 20)]
+    assert delays == sorted(delays)
+    assert (delays[0], delays[1], delays[-1]) == (0.5, 1.0, LAST_DELAY_S)
+
+
+def test_ends_are_told_in_words() -> None:
+    assert describe_end(3) == "exit code 3"
+    assert describe_end(-9) == "killed by SIGKILL"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's help is Linux's")
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "supervise.py"
+    script.write_text(
+        "import asyncio, sys\n"
+        "from vecfleet.fleet.supervisor import ChildSpec, Supervisor\n"
+        "async def main():\n"
+        "    s = Supervisor(lambda name, line: None)\n"
+        f"    s.start(ChildSpec('a', (sys.executable, '-c', {STUBBORN!r})))\n"
+        "    while not s.pids(): await asyncio.sleep(0.01)\n"
+        "    print('child', s.pids()['a'], flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    process = Process([sys.executable, str(script)])
+    try:
+        child = int(process.wait_for_line(r"^child \d+").split()[1])
+        process.kill()
+        wait_until(lambda: not process_exists(child), what="the child's end")
+    finally:
+        process.close()
