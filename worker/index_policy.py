@@ -37,6 +37,19 @@ class IndexPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexRequest:
+    """An index to build for one segment."""
+
+    file: str
+    kind: IndexKind
+    nlist: int
+    recall_target: float
+    template: str | None  # the file of a trained template; None: train one
+    trained_rows: int  # of the partition now; told by a template that is trained
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Thresholds:
     """Where one kind of index follows another; tests make them small."""
 

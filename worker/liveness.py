@@ -21,6 +21,7 @@ class Liveness:
 
     alive: Mask  # (n,) not superseded
     visible: Mask  # (n,) alive and no tombstone
+    tombstone_count: int  # dead or alive
     dead_count: int = 0
     visible_count: int = 0
     _bitmap: NDArray[np.uint8] | None = None
@@ -30,7 +31,8 @@ class Liveness:
         """All rows alive."""
         n = len(tombstones)
         visible = ~tombstones
-        return cls(np.ones(n, np.bool_), visible, 0, int(np.count_nonzero(visible)))
+        count = int(np.count_nonzero(visible))
+        return cls(np.ones(n, np.bool_), visible, n - count, 0, count)
 
     def kill(self, rows: RowNumbers) -> None:
         """Let ``rows`` die; rows that are dead already do not matter."""
@@ -42,7 +44,7 @@ class Liveness:
 
     def killed(self, rows: RowNumbers) -> Liveness:
         """A copy in which ``rows`` are dead; this one stays as it is, for those who read it."""
-        copy = Liveness(self.alive.copy(), self.visible.copy())
+        copy = Liveness(self.alive.copy(), self.visible.copy(), self.tombstone_count)
         copy.kill(rows)
         return copy
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import (
+    CorruptData,
     CorruptSegment,
     InvalidVector,
     SpaceMismatch,
@@ -26,12 +27,15 @@ from vecfleet.common.errors import (
 )
 from vecfleet.worker.digest import shard_key
 from vecfleet.worker.durable import CrashPoint, no_crash
+from vecfleet.worker.index_policy import DEFAULT_THRESHOLDS, Thresholds
 from vecfleet.worker.liveness import Liveness, losers_within
 from vecfleet.worker.manifest import FILE_NAME, Manifest, is_undone
+from vecfleet.worker.open_segment import OpenSegment
 from vecfleet.worker.partition_state import Change, PartitionSpec, SegmentEntry, State
 from vecfleet.worker.rows import RowNumbers
 from vecfleet.worker.segment import Segment, joined, write_segment
 from vecfleet.worker.shard import Shard
+from vecfleet.worker.upkeep import Job, Upkeep
 
 QUARANTINE = "quarantine"
 
@@ -61,23 +65,37 @@ class PartitionStats:
     quarantined: tuple[str, ...] = ()  # files that were found damaged
 
 
-@dataclass(slots=True)
-class OpenSegment:
-    """A segment with its entry and its living rows."""
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What one call of ``maintain`` found and did; each entry names a segment's file."""
 
-    entry: SegmentEntry
-    segment: Segment
-    liveness: Liveness
+    started: tuple[str, ...] = ()
+    committed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()  # with the reason; tried again later
+    running: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not (self.started or self.committed or self.failed or self.running)
 
 
 class PartitionWriter:
     """The one writer of a partition. Its methods may be called from any thread, one at a time."""
 
-    def __init__(self, directory: Path, manifest: Manifest, token: int, crash: CrashPoint) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        token: int,
+        upkeep: Upkeep,
+        crash: CrashPoint,
+    ) -> None:
         """Use ``open``."""
         self.directory = directory
         self._manifest = manifest
         self._token = token
+        self._upkeep = upkeep
         self._crash = crash
         self._lock = RLock()
         self._segments: dict[int, OpenSegment] = {}
@@ -92,7 +110,9 @@ class PartitionWriter:
         spec: PartitionSpec,
         fence_token: int,
         *,
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
         crash: CrashPoint = no_crash,
+        crash_child_at: str = "",
     ) -> PartitionWriter:
         """Open the partition in ``directory``, creating it where there is none.
 
@@ -107,7 +127,8 @@ class PartitionWriter:
             raise Unavailable(f"{directory} cannot be made: {error.strerror}") from error
         manifest = Manifest.open(directory, spec, fence_token)
         try:
-            writer = cls(directory, manifest, fence_token, crash)
+            upkeep = Upkeep(directory, fence_token, limits=thresholds, crash_at=crash_child_at)
+            writer = cls(directory, manifest, fence_token, upkeep, crash)
             writer._load()
         except BaseException:
             manifest.close()
@@ -120,8 +141,9 @@ class PartitionWriter:
         return self._state
 
     def close(self) -> None:
-        """Release the files."""
+        """End the maintenance children and release the files."""
         with self._lock:
+            self._upkeep.close()
             self._segments.clear()
             self._manifest.close()
 
@@ -152,6 +174,40 @@ class PartitionWriter:
             if fresh:
                 self._append(fresh, fresh_keys)
             return outcomes
+
+    def maintain(
+        self,
+        *,
+        watermark: int | None = None,
+        queries: NDArray[np.float32] | None = None,
+        threads: int = 1,
+    ) -> MaintenanceReport:
+        """Collect what the maintenance children have done, commit it, start what is due.
+
+        Never waits for a child; call it every second or so, and after each ``apply``. No version
+        below ``watermark`` can still arrive: tombstones below it may be dropped. ``queries``
+        (q, d), real ones where the caller has some, measure the recall of new indexes; ``threads``
+        is what a build may use. Raises ``Unavailable`` and ``StaleWriter`` as ``apply`` does.
+        """
+        with self._lock:
+            if watermark is not None and watermark > self._state.watermark:
+                self._commit(Change(watermark=watermark))
+            committed: list[str] = []
+            failed: list[str] = []
+            for job in self._upkeep.collect():
+                fault = self._finish(job)
+                if fault is None:
+                    committed.append(job.file)
+                else:
+                    failed.append(f"{job.file}: {fault}")
+                if not self._upkeep.jobs:
+                    self._remove_leftovers()
+            started = self._upkeep.start(
+                self._state, self._segments, self._reserve, threads=threads, queries=queries
+            )
+            names = tuple(job.file for job in started)
+            running = len(self._upkeep.jobs)
+            return MaintenanceReport(names, tuple(committed), tuple(failed), running)
 
     def stats(self) -> PartitionStats:
         """The partition in numbers."""
@@ -189,7 +245,7 @@ class PartitionWriter:
     def _append(self, shards: Sequence[Shard], shard_keys: Sequence[bytes]) -> None:
         """Write one segment of all shards' rows, decide who dies, commit."""
         parts = [shard.rows for shard in shards]
-        number = max(self._next_number, self._state.next_number)
+        number = self._reserve()
         path = self.directory / f"seg-{number:08d}-{self._token:x}.seg"
         info = write_segment(path, self._state.spec.dimension, joined(parts), self._crash)
         try:
@@ -210,13 +266,96 @@ class PartitionWriter:
             # After an I/O error a commit may still turn out to be true when the log is read again,
             # so its file is kept until the next commit has settled the question.
             self._orphans.append(path)
-            self._next_number = number + 1
             if is_undone(error):
                 self._remove_orphans()
             raise
         self._segments[number] = OpenSegment(entry, segment, liveness)
+        self._upkeep.note_deaths(deaths)
         for victim, rows in deaths.items():
             self._segments[victim].liveness.kill(rows)
+
+    def _reserve(self) -> int:
+        """A number that no segment has had."""
+        number = max(self._next_number, self._state.next_number)
+        self._next_number = number + 1
+        return number
+
+    def _finish(self, job: Job) -> str | None:
+        """Commit what a child has made; returns why not, where it cannot be used."""
+        result = job.result
+        if result.error is not None and not (job.is_merge and job.rows):
+            self._check_inputs(job, result.error["code"])
+            return str(result.error["message"])
+        change = Change()
+        if result.template is not None:
+            change.remove_templates = [template.hash for template in self._state.templates]
+            change.add_templates = [result.template]
+        if result.index is not None and (job.is_merge or job.number in self._segments):
+            change.put_indexes = [result.index]
+        elif not job.is_merge:
+            return "the segment is gone"
+        output = self._swap(job, change) if job.is_merge else None
+        before = self._state.files
+        made = [entry.file for entry in change.add_segments]
+        made += [entry.file for entry in change.put_indexes]
+        made += [entry.file for entry in change.add_templates]
+        try:
+            self._commit(change)
+        except VecfleetError:
+            self._orphans += [self.directory / file for file in made]
+            raise
+        self._crash("swapped")
+        for number in job.inputs:
+            del self._segments[number]
+        if output is not None:
+            self._segments[job.number] = output
+        for file in before - self._state.files:
+            (self.directory / file).unlink(missing_ok=True)
+        return None
+
+    def _swap(self, job: Job, change: Change) -> OpenSegment | None:
+        """Fill ``change`` with the replacement of a merge's inputs; returns the output."""
+        change.remove_segments = list(job.inputs)
+        if not job.rows:
+            return None
+        entry = SegmentEntry(
+            number=job.number,
+            sequence=max(self._segments[number].entry.sequence for number in job.inputs),
+            file=job.file,
+            rows=job.rows,
+            nbytes=job.nbytes,
+            generation=self._state.generation + 1,
+        )
+        output = OpenSegment.open(self.directory, entry, just_written=True)
+        # Of all rows of an id at most one was alive when the merge began, so a key is enough to
+        # find in the output what has died since.
+        died = [self._segments[number].segment.rows.keys[rows] for number, rows in job.died]
+        if died:
+            found = output.segment.find(np.concatenate(died), output.liveness.alive)
+            dead = np.unique(found[found >= 0])
+            if len(dead):
+                change.deaths = {job.number: dead}
+                output.liveness.kill(dead)
+        change.add_segments = [entry]
+        return output
+
+    def _check_inputs(self, job: Job, code: str) -> None:
+        """Put the damaged segment that a child stumbled upon into quarantine."""
+        if code not in (CorruptSegment.code, CorruptData.code):
+            return
+        faults: list[SegmentEntry] = []
+        for number in job.inputs or (job.number,):
+            part = self._segments.get(number)
+            if part is None:
+                continue
+            try:
+                part.segment.verify()
+            except CorruptSegment as error:
+                self._quarantine(part.entry.file)
+                faults.append(replace(part.entry, fault=error.message))
+                del self._segments[number]
+        if faults:
+            self._commit(Change(replace_segments=faults))
 
     def _commit(self, change: Change) -> None:
         self._state = self._manifest.commit(self._token, change, self._crash)
@@ -260,15 +399,14 @@ class PartitionWriter:
             if entry.fault:
                 continue
             try:
-                segment = Segment.open(self.directory / entry.file)
+                part = OpenSegment.open(self.directory, entry, just_written=False)
             except FileNotFoundError:
-                faults.append(_faulty(entry, "the file is missing"))
+                faults.append(replace(entry, fault="the file is missing"))
             except CorruptSegment as error:
                 self._quarantine(entry.file)
-                faults.append(_faulty(entry, error.message))
+                faults.append(replace(entry, fault=error.message))
             else:
-                liveness = Liveness.of(segment.rows.tombstones)
-                self._segments[entry.number] = OpenSegment(entry, segment, liveness)
+                self._segments[entry.number] = part
         for number, rows in self._manifest.deltas(0)[1]:
             if number in self._segments:
                 self._segments[number].liveness.kill(rows)
@@ -282,11 +420,8 @@ class PartitionWriter:
         (self.directory / file).rename(target / file)
 
     def _remove_leftovers(self) -> None:
-        kept = self._state.files | {FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", QUARANTINE}
+        kept = self._state.files | {path.name for path in self._orphans}
+        kept |= {FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", f"{FILE_NAME}-journal"}
         for path in self.directory.iterdir():
             if path.name not in kept and path.is_file():
                 path.unlink(missing_ok=True)
-
-
-def _faulty(entry: SegmentEntry, fault: str) -> SegmentEntry:
-    return replace(entry, fault=fault)

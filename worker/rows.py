@@ -26,6 +26,7 @@ class Rows:
     ids: NDArray[np.uint8]  # UTF-8
     locators: NDArray[np.uint32]  # (n,), NO_LOCATOR for tombstones
     page_offsets: NDArray[np.uint64]  # (pages + 1,), into pages
+    page_rows: NDArray[np.uint8]  # (pages,), how many rows were written into each page
     pages: NDArray[np.uint8]
 
     def __len__(self) -> int:

@@ -46,6 +46,7 @@ _DTYPES: dict[str, Any] = {
     "ids": "|u1",
     "locators": "<u4",
     "page_offsets": "<u8",
+    "page_rows": "|u1",
     "pages": "|u1",
     "sorted_keys": "<u8",
     "order": "<u4",
@@ -199,6 +200,7 @@ def joined(parts: Sequence[Rows]) -> dict[str, Iterable[NDArray[Any]]]:
             for part, before in zip(parts, pages_before, strict=False)
         ),
         "page_offsets": _joined_offsets([part.page_offsets for part in parts]),
+        "page_rows": (part.page_rows for part in parts),
         "pages": (part.pages for part in parts),
     }
 

@@ -69,7 +69,7 @@ class Shard:
         for size in sizes:
             columns.append(np.frombuffer(view, np.uint8, size, position))
             position += _padded(size)
-        rows = _rows(columns, n, dimension)
+        rows = _rows(columns, n, dimension, pages)
         shard_id, space = (_decode(column) for column in columns[-2:])
         _check_rows(rows)
         return cls(shard_id, space, dimension, rows, len(view))
@@ -167,15 +167,20 @@ def _padded(size: int) -> int:
     return size + -size % _ALIGN
 
 
-def _rows(columns: Sequence[NDArray[np.uint8]], n: int, dimension: int) -> Rows:
+def _rows(columns: Sequence[NDArray[np.uint8]], n: int, dimension: int, pages: int) -> Rows:
+    locators = columns[5].view("<u4")
+    places = locators[locators != NO_LOCATOR] >> SLOT_BITS
+    if len(places) and places.max() >= pages:
+        raise CorruptShard("a shard's locators are not valid")
     return Rows(
         vectors=columns[0].view("<f2").reshape(n, dimension),
         keys=columns[1].view("<u8").reshape(n, 2),
         contents=columns[2].view("<u8"),
         versions=columns[3].view("<i8"),
         id_offsets=columns[4].view("<u4").astype(np.uint64),
-        locators=columns[5].view("<u4"),
+        locators=locators,
         page_offsets=columns[6].view("<u4").astype(np.uint64),
+        page_rows=np.bincount(places, minlength=pages).astype(np.uint8),
         tombstones=columns[7].view(np.bool_),
         ids=columns[8],
         pages=columns[9],
@@ -195,15 +200,13 @@ def _check_rows(rows: Rows) -> None:
     magnitudes = (rows.vectors.view(np.uint16) & _F16_MAGNITUDE).max(axis=1)
     tombstones = rows.tombstones
     unit = (magnitudes > 0) & (magnitudes <= _F16_MAX_OF_UNIT)
-    placed = rows.locators[~tombstones] >> SLOT_BITS
     checks = {
         "tombstone flags": tombstones.view(np.uint8).max() <= 1,
         "id offsets": _spans(rows.id_offsets, len(rows.ids))
         and id_lengths.min() > 0
         and id_lengths.max() <= limits.MAX_ID_BYTES,
         "page offsets": _spans(rows.page_offsets, len(rows.pages)),
-        "locators": (rows.locators[tombstones] == NO_LOCATOR).all()
-        and (len(placed) == 0 or placed.max() < rows.page_count),
+        "locators": ((rows.locators == NO_LOCATOR) == tombstones).all(),
         "versions": rows.versions.min() >= 0,
         "vectors": (unit == ~tombstones).all() and not magnitudes[tombstones].any(),
     }

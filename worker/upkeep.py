@@ -1,0 +1,256 @@
+"""Upkeep of a partition: what to compact and index next, and the children that do it.
+
+Two children at most: one merges, one builds indexes, so that a long build never holds up the merges
+that ingestion needs. A merge whose output deserves an index at once keeps its inputs serving until
+the index is built; then both are committed together. Rows that die in the inputs meanwhile are
+noted here and die in the output at the swap.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecfleet.worker.compaction import Weight, choose, kept_rows
+from vecfleet.worker.index_policy import (
+    DEFAULT_THRESHOLDS,
+    IndexPlan,
+    IndexRequest,
+    Thresholds,
+    is_large,
+    must_retrain,
+    plan_index,
+)
+from vecfleet.worker.maintenance import Result, Task
+from vecfleet.worker.maintenance_child import MaintenanceChild
+from vecfleet.worker.open_segment import OpenSegment
+from vecfleet.worker.partition_state import State, Template
+from vecfleet.worker.rows import RowNumbers
+
+MERGE_NICE = 5
+INDEX_NICE = 19
+RETRY_AFTER_S = 30.0
+INDEX_AT_ONCE_FACTOR = 4  # a merge of this many times a large segment is not served unindexed
+
+
+@dataclass(slots=True)
+class Job:
+    """A merge, with or without an index, or the index of a segment that is there."""
+
+    number: int  # of the segment that is made or indexed
+    file: str
+    inputs: tuple[int, ...]  # empty for an index alone
+    died: list[tuple[int, RowNumbers]] = field(default_factory=list)
+    rows: int = 0
+    nbytes: int = 0
+    result: Result = field(default_factory=Result)
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether segments are replaced."""
+        return bool(self.inputs)
+
+
+class Upkeep:
+    """Decides, starts and collects; the writer commits."""
+
+    def __init__(
+        self,
+        directory: Path,
+        token: int,
+        *,
+        limits: Thresholds = DEFAULT_THRESHOLDS,
+        crash_at: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``crash_at`` names a step at which a child kills itself, for tests."""
+        self._directory = directory
+        self._token = token
+        self._limits = limits
+        self._crash_at = crash_at
+        self._clock = clock
+        self._merger = MaintenanceChild(MERGE_NICE)
+        self._indexer = MaintenanceChild(INDEX_NICE)
+        self._merging: Job | None = None
+        self._indexing: Job | None = None
+        self._awaiting_index: Job | None = None  # a merge that is written
+        self._not_before_s = {"merge": 0.0, "index": 0.0}
+        self._threads = 1
+        self._queries = ""
+        self._dimension = 0
+        self._indexes = False  # whether the plan wants any
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that is under way."""
+        return [job for job in (self._merging, self._awaiting_index, self._indexing) if job]
+
+    def close(self) -> None:
+        """End the children; what they were doing is dropped."""
+        self._merger.close()
+        self._indexer.close()
+        self._merging = self._indexing = self._awaiting_index = None
+
+    def note_deaths(self, deaths: Mapping[int, RowNumbers]) -> None:
+        """Remember rows that died in segments that are being merged."""
+        for job in self.jobs:
+            job.died.extend((n, rows) for n, rows in deaths.items() if n in job.inputs)
+
+    def collect(self) -> list[Job]:
+        """Jobs that have ended, well or with ``result.error``; the writer commits them."""
+        ended: list[Job] = []
+        if self._merging is not None and (result := self._merger.poll()) is not None:
+            job, self._merging = self._merging, None
+            job.result, job.rows, job.nbytes = result, result.rows, result.nbytes
+            at_once = INDEX_AT_ONCE_FACTOR * self._limits.large_work
+            if result.error is None and job.rows * self._dimension >= at_once and self._indexes:
+                self._awaiting_index = job
+            else:
+                ended.append(job)
+        if self._indexing is not None and (result := self._indexer.poll()) is not None:
+            job, self._indexing = self._indexing, None
+            job.result = result
+            ended.append(job)
+        for job in ended:
+            if job.result.error is not None:
+                kind = "index" if job.rows or not job.is_merge else "merge"
+                self._not_before_s[kind] = self._clock() + RETRY_AFTER_S
+        return ended
+
+    def start(
+        self,
+        state: State,
+        segments: Mapping[int, OpenSegment],
+        next_number: Callable[[], int],
+        *,
+        threads: int = 1,
+        queries: NDArray[np.float32] | None = None,
+    ) -> list[Job]:
+        """Start what is due and can be started; returns the jobs that were."""
+        self._threads = threads
+        self._queries = (
+            "" if queries is None else base64.b64encode(queries.astype("<f2").tobytes()).decode()
+        )
+        self._dimension = state.spec.dimension
+        documents = sum(part.liveness.visible_count for part in segments.values())
+        plan = plan_index(documents, self._dimension, state.spec.policy, self._limits)
+        self._indexes = plan.kind != "exact"
+        started: list[Job] = []
+        if self._merging is None and self._awaiting_index is None and self._due("merge"):
+            self._start_merge(state, segments, next_number, started)
+        if self._indexing is None and self._indexes and self._due("index"):
+            self._start_index(state, segments, plan, documents, started)
+        return started
+
+    def _due(self, kind: str) -> bool:
+        return self._clock() >= self._not_before_s[kind]
+
+    def _busy(self) -> set[int]:
+        return {number for job in self.jobs for number in (*job.inputs, job.number)}
+
+    def _start_merge(
+        self,
+        state: State,
+        segments: Mapping[int, OpenSegment],
+        next_number: Callable[[], int],
+        started: list[Job],
+    ) -> None:
+        busy = self._busy()
+        weights = [
+            Weight(number, part.entry.sequence, len(part.segment), self._kept(part, state))
+            for number, part in segments.items()
+            if number not in busy
+        ]
+        inputs = choose(weights)
+        if not inputs:
+            return
+        number = next_number()
+        job = Job(number, f"seg-{number:08d}-{self._token:x}.seg", tuple(inputs))
+        task = Task(
+            "merge", str(self._directory), number, job.file, job.inputs, crash_at=self._crash_at
+        )
+        self._merger.submit(task)
+        self._merging = job
+        started.append(job)
+
+    def _kept(self, part: OpenSegment, state: State) -> int:
+        if not part.liveness.tombstone_count:
+            return part.living_rows
+        return int(np.count_nonzero(kept_rows(part, state.watermark)))
+
+    def _start_index(
+        self,
+        state: State,
+        segments: Mapping[int, OpenSegment],
+        plan: IndexPlan,
+        documents: int,
+        started: list[Job],
+    ) -> None:
+        template = _template(state, plan)
+        if template is not None and must_retrain(template.trained_rows, documents):
+            template = None
+        job = self._awaiting_index
+        self._awaiting_index = None
+        if job is None:
+            entry = self._unindexed(state, segments, plan, template)
+            if entry is None:
+                return
+            job = Job(entry.entry.number, entry.entry.file, ())
+        request = IndexRequest(
+            file=f"idx-{job.number:08d}-{self._token:x}-{secrets.token_hex(4)}.faiss",
+            kind=plan.kind,
+            nlist=template.nlist if template else plan.nlist,
+            recall_target=state.spec.recall_target,
+            template=template.file if template else None,
+            trained_rows=documents,
+            threads=self._threads,
+        )
+        task = Task(
+            "index",
+            str(self._directory),
+            job.number,
+            job.file,
+            index=request,
+            queries=self._queries,
+            crash_at=self._crash_at,
+        )
+        self._indexer.submit(task)
+        self._indexing = job
+        if not job.is_merge:
+            started.append(job)
+
+    def _unindexed(
+        self,
+        state: State,
+        segments: Mapping[int, OpenSegment],
+        plan: IndexPlan,
+        template: Template | None,
+    ) -> OpenSegment | None:
+        """The largest segment that lacks the index it should have."""
+        busy = self._busy()
+        have = {entry.segment: entry for entry in state.indexes}
+        lacking = []
+        for number, part in segments.items():
+            if number in busy or not is_large(len(part.segment), self._dimension, self._limits):
+                continue
+            index = have.get(number)
+            if index is None:
+                lacking.append(part)
+                continue
+            old = plan.kind == "ivf" and (template is None or index.template != template.hash)
+            if old or index.kind != plan.kind:
+                lacking.append(part)
+        return max(lacking, key=lambda part: len(part.segment), default=None)
+
+
+def _template(state: State, plan: IndexPlan) -> Template | None:
+    """The newest template of the kind that the plan wants."""
+    usable = [template for template in state.templates if template.kind == plan.kind]
+    return max(usable, key=lambda template: template.trained_rows, default=None)
