@@ -37,6 +37,7 @@ vf:version:{uid}           string  the last version a collection's enqueue assig
 vf:model:{name}            string  TTL MODEL_TTL_S: the model's card (msgpack)
 vf:models                  zset    model name -> last announcement, ms of Redis TIME
 vf:live:{pool}             zset    worker -> expiry, ms of Redis TIME; written by the heartbeat
+vf:writer:{home}           string  LEASE_TTL_S: the aggregator that may write this home's index
 vf:worker:{worker}         hash    TTL WORKER_TTL_S: card, tokens per second, state, for status
 
 A queue's name says what its jobs need: ``vf.{tenant}.{task}.{target}.{lane}``. The target is a
@@ -174,6 +175,11 @@ def model(name: str) -> str:
 def live(pool: str) -> str:
     """The workers that serve a pool."""
     return f"vf:live:{pool}"
+
+
+def writer(home: str) -> str:
+    """The lease of a home's only writer."""
+    return f"vf:writer:{home}"
 
 
 def worker(name: str) -> str:

@@ -74,6 +74,11 @@ class Catalog:
                 raise
         return catalog
 
+    @property
+    def home(self) -> str:
+        """The name of the aggregator these collections live with."""
+        return self._home
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:

@@ -1,0 +1,285 @@
+"""The aggregator: the writers of all collections of one home, and the two jobs they do.
+
+``merge`` jobs bring shards and deletions; all that wait for one collection are applied together,
+in one segment and one commit, and only then settled. ``create`` and ``delete`` keep the catalogue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import redis
+
+from vecfleet.common import codec, keys
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.document import check_document_id
+from vecfleet.common.errors import (
+    CorruptPayload,
+    InvalidInput,
+    StaleWriter,
+    Unavailable,
+    UnknownCollection,
+    VecfleetError,
+)
+from vecfleet.common.limits import BLOCK_DOCUMENTS
+from vecfleet.common.redis_client import translated
+from vecfleet.worker.catalog import Catalog, partition_spec
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Outcome
+from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
+from vecfleet.worker.shard import Shard, build_shard
+
+log = logging.getLogger(__name__)
+
+MAX_APPLY_BYTES = 64 << 20  # of one segment's shards; bounds the memory of one commit
+_RETRY_S = 1.0
+_MAINTAIN_S = 0.5
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A merge job on its way into the next commit."""
+
+    job: ClaimedJob
+    done: asyncio.Future[Outcome]
+
+
+class Aggregator:
+    """Owns the catalogue and one writer a collection; all of its disk work is in one thread."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        client: redis.Redis,
+        token: int,
+        *,
+        on_stale: Callable[[], None],
+    ) -> None:
+        """``token`` fences the writers; ``on_stale`` is called when a newer one has taken over."""
+        self._catalog = catalog
+        self._redis = client
+        self._token = token
+        self._on_stale = on_stale
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._writers: dict[str, PartitionWriter] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}
+        self._collections: dict[str, Collection] = {}
+        self._drains: set[asyncio.Task[None]] = set()
+        self.discarded = 0  # shards of collections that were deleted
+
+    def open(self) -> None:
+        """Open every collection's writer and publish the catalogue."""
+        for collection in self._catalog.list():
+            self._adopt(collection)
+        self.publish()
+
+    def close(self) -> None:
+        """Close the writers; call it when no job runs."""
+        self._disk.shutdown()
+        for writer in self._writers.values():
+            writer.close()
+        self._catalog.close()
+
+    def queues(self) -> list[keys.QueueName]:
+        """The merge queue of every collection, and the catalogue's own."""
+        tenants = {c.tenant for c in self._collections.values()} | {keys.DEFAULT_TENANT}
+        return [
+            *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(tenants)),
+            *(collection.merge_queue for collection in list(self._collections.values())),
+        ]
+
+    def publish(self) -> None:
+        """Make Redis's copy of the catalogue true again, whatever happened to it."""
+        by_tenant: dict[str, dict[str, bytes]] = {keys.DEFAULT_TENANT: {}}
+        for collection in list(self._collections.values()):
+            if self._catalog.by_uid(collection.uid) is not None:
+                records = by_tenant.setdefault(collection.tenant, {})
+                records[collection.name] = codec.dumps(collection.to_wire())
+        with translated():
+            for tenant, records in by_tenant.items():
+                key = keys.collections(tenant)
+                stale = [n for n in self._published(key) if n not in records]
+                pipe = self._redis.pipeline(transaction=True)
+                if stale:
+                    pipe.hdel(key, *stale)
+                if records:
+                    pipe.hset(key, mapping=records)  # type: ignore[arg-type]
+                pipe.execute()
+
+    def _published(self, key: str) -> list[str]:
+        """The names of this home's collections in Redis's copy."""
+        raw: Any = self._redis.hgetall(key)
+        return [
+            name.decode()
+            for name, record in raw.items()
+            if Collection.from_wire(codec.loads(record)).home == self._catalog.home
+        ]
+
+    async def maintain(self) -> None:
+        """Keep segments few and indexes built, for ever; children do the work."""
+        while True:
+            for writer in list(self._writers.values()):
+                try:
+                    await self.on_disk(writer.maintain)
+                except StaleWriter:
+                    self._on_stale()
+                    return
+                except VecfleetError as error:
+                    log.warning("maintenance of %s: %s", writer.state.spec.uid, error)
+            await asyncio.sleep(_MAINTAIN_S)
+
+    async def on_disk(self, work: Callable[[], _Result]) -> _Result:
+        """Run ``work`` in the one thread that writes."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    # merge
+
+    async def merge(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
+        """Apply the shards and deletions of ``jobs``; returns when they are durable."""
+        loop = asyncio.get_running_loop()
+        entries = [_Waiting(job, loop.create_future()) for job in jobs]
+        for entry in entries:
+            uid = entry.job.queue.target.rpartition("-")[0]
+            first = uid not in self._waiting
+            self._waiting.setdefault(uid, []).append(entry)
+            if first:
+                drain = loop.create_task(self._drain(uid), name=f"merge-{uid}")
+                self._drains.add(drain)
+                drain.add_done_callback(self._drains.discard)
+        return [await entry.done for entry in entries]
+
+    async def _drain(self, uid: str) -> None:
+        """Apply what waits for one collection; what comes meanwhile makes the next commit."""
+        while batch := self._next_batch(uid):
+            outcomes = await self._applied(uid, [entry.job for entry in batch])
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                entry.done.set_result(outcome)
+        del self._waiting[uid]
+
+    async def _applied(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
+        """Apply ``jobs``, again and again while the disk is full; their leases are kept alive."""
+        while True:
+            try:
+                return await self.on_disk(lambda: self._apply(uid, jobs))
+            except StaleWriter:
+                # Nothing is settled: the jobs are released for whoever holds the index now.
+                self._on_stale()
+                await asyncio.Event().wait()
+            except Unavailable as error:
+                log.error("cannot merge into %s, trying again: %s", uid, error)
+                await asyncio.sleep(_RETRY_S)
+
+    def _next_batch(self, uid: str) -> list[_Waiting]:
+        waiting = self._waiting[uid]
+        size = count = 0
+        for entry in waiting:
+            size += len(entry.job.payload) if isinstance(entry.job.payload, bytes) else 0
+            if size > MAX_APPLY_BYTES and count:
+                break
+            count += 1
+        batch, self._waiting[uid] = waiting[:count], waiting[count:]
+        return batch
+
+    def _apply(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
+        writer = self._writers.get(uid)
+        if writer is None:
+            self.discarded += len(jobs)
+            log.warning("discarded %d shards of a deleted collection", len(jobs))
+            return [Commit(0, {"version": job.version, "documents": 0}) for job in jobs]
+        shards: list[Shard] = []
+        outcomes: dict[str, Outcome] = {}
+        for job in jobs:
+            try:
+                shards.append(_shard_of(job, writer))
+            except VecfleetError as error:
+                outcomes[job.id] = Failure(error)
+        for applied in writer.apply(shards) if shards else ():
+            outcomes[applied.shard_id] = _outcome(applied, jobs)
+        return [outcomes[job.id] for job in jobs]
+
+    # catalogue
+
+    async def create(self, job: ClaimedJob) -> Answer:
+        """``vecfleet.create``: the collection's record."""
+        name, tenant = _named(job)
+        spec = job.payload.get("spec")
+        if not isinstance(spec, dict):
+            raise CorruptPayload("spec must be a map")
+        try:
+            chosen = CollectionSpec.from_wire(spec)
+        except TypeError as error:
+            raise InvalidInput(f"spec: {error}", field="spec") from error
+
+        def work() -> Collection:
+            collection = self._catalog.create(name, chosen, tenant)
+            self._adopt(collection)
+            self.publish()
+            return collection
+
+        return Answer((await self.on_disk(work)).to_wire())
+
+    async def delete(self, job: ClaimedJob) -> Answer:
+        """``vecfleet.delete``: the uid of what was deleted."""
+        name, tenant = _named(job)
+
+        def work() -> str:
+            uid = self._catalog.get(name, tenant).uid
+            if writer := self._writers.pop(uid, None):
+                writer.close()
+            # Its queue is still listed: what waits there is discarded, not left behind.
+            self._catalog.delete(name, tenant)
+            self.publish()
+            return uid
+
+        return Answer({"uid": await self.on_disk(work)})
+
+    def _adopt(self, collection: Collection) -> None:
+        if collection.uid not in self._writers:
+            directory = self._catalog.directory(collection)
+            spec = partition_spec(collection)
+            self._writers[collection.uid] = PartitionWriter.open(directory, spec, self._token)
+            self._collections[collection.uid] = collection
+
+
+def _named(job: ClaimedJob) -> tuple[str, str]:
+    if not isinstance(job.payload, dict):
+        raise CorruptPayload("a catalogue job's payload is a map")
+    tenant = job.payload.get("tenant", keys.DEFAULT_TENANT)
+    if tenant != job.queue.tenant:
+        raise UnknownCollection("a collection is created and deleted by its own tenant")
+    return str(job.payload.get("name")), str(tenant)
+
+
+def _shard_of(job: ClaimedJob, writer: PartitionWriter) -> Shard:
+    """The shard that a merge job carries, or that its deletions come to."""
+    if isinstance(job.payload, bytes):
+        shard = Shard.parse(job.payload)
+        if shard.shard_id != job.id:
+            raise CorruptPayload(f"job {job.id} carries the shard of {shard.shard_id}")
+        return shard
+    if not isinstance(job.payload, dict) or not isinstance(job.payload.get("delete"), list):
+        raise CorruptPayload("a merge job's payload is a shard or a map with 'delete'")
+    ids = job.payload["delete"]
+    if not 0 < len(ids) <= BLOCK_DOCUMENTS:
+        raise InvalidInput(f"delete takes 1 to {BLOCK_DOCUMENTS} ids", field="delete")
+    for document_id in ids:
+        check_document_id(document_id)
+    version = job.version or job.payload.get("version")
+    if type(version) is not int or not 0 < version < 2**63:
+        raise InvalidInput("version must be a positive whole number", field="version")
+    spec = writer.state.spec
+    return Shard.parse(
+        build_shard(job.id, spec.space, spec.dimension, deleted_ids=ids, deleted_versions=version)
+    )
+
+
+def _outcome(applied: ApplyOutcome, jobs: Sequence[ClaimedJob]) -> Outcome:
+    job = next(job for job in jobs if job.id == applied.shard_id)
+    if applied.error is not None:
+        return Failure(applied.error)
+    return Commit(job.documents, {"version": job.version, "documents": job.documents})

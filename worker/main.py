@@ -1,0 +1,248 @@
+"""The composition roots of the roles behind the queue: worker, aggregator, search."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vecfleet.common import keys, payloads
+from vecfleet.common.errors import StaleWriter, VecfleetError
+from vecfleet.common.redis_client import connect
+from vecfleet.worker.aggregator import Aggregator
+from vecfleet.worker.batch_worker import BatchWorker, OnEvent
+from vecfleet.worker.catalog import Catalog
+from vecfleet.worker.embed_handler import EmbedHandler
+from vecfleet.worker.engine import Engine
+from vecfleet.worker.engines import load_engine
+from vecfleet.worker.handlers import Handlers, Many, One
+from vecfleet.worker.ledger import Announcement, Ledger
+from vecfleet.worker.rerank_handler import RerankHandler
+from vecfleet.worker.search_handler import SearchHandler
+from vecfleet.worker.status import EngineStatus
+from vecfleet.worker.window import Window
+from vecfleet.worker.writer_lease import WriterLease
+
+log = logging.getLogger(__name__)
+
+INDEX_FOLDER = "index"
+_PUBLISH_S = 10.0
+_LEASE_RENEW_S = 2.0
+_MERGE_JOBS = 256
+_INTERACTIVE_TOKENS = 65_536
+_BULK_TOKENS = 131_072  # about four blocks of passages: the next ones are there when one is done
+_NO_LIMIT = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """A worker with one engine."""
+
+    redis_url: str
+    model: str
+    engine: str = "auto"  # auto, torch, fake or null
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    name: str | None = None
+    served_name: str | None = None  # how clients name the model, if not as ``model``
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorConfig:
+    """The writer of an index, or the search process over it."""
+
+    redis_url: str
+    data_dir: Path
+    home: str = keys.DEFAULT_HOME
+
+
+def run_worker(config: WorkerConfig, on_event: OnEvent | None = None) -> int:
+    """Embed and rerank until SIGTERM or SIGINT; returns the exit code."""
+    return asyncio.run(_worker(config, on_event))
+
+
+def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
+    """Merge shards and keep the catalogue until SIGTERM or SIGINT; returns the exit code."""
+    return asyncio.run(_aggregator(config, on_event))
+
+
+def run_search(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
+    """Answer reads until SIGTERM or SIGINT; returns the exit code."""
+    return asyncio.run(_search(config, on_event))
+
+
+async def _worker(config: WorkerConfig, on_event: OnEvent | None) -> int:
+    stop, hurry = _stop_on_signals()
+    client = connect(config.redis_url)
+    engine = await load_engine(config)
+    try:
+        card = engine.card
+        queues = _engine_queues(engine)
+        status = EngineStatus(engine)
+
+        def announce() -> Announcement:
+            pools = tuple(dict.fromkeys(queue.pool for queue in queues))
+            return Announcement(card, pools, status.fields())
+
+        worker = BatchWorker(
+            Ledger(client, config.name or _unique_name("worker")),
+            queues=lambda: queues,
+            handlers=_engine_handlers(engine),
+            windows={
+                "interactive": Window(max_tokens=_INTERACTIVE_TOKENS, max_jobs=512),
+                "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
+            },
+            announce=announce,
+            on_event=on_event,
+        )
+        log.info("worker ready: %s on %s (%s, %s)", card.name, card.engine, card.dtype, card.space)
+        await worker.run(stop, hurry=hurry)
+    finally:
+        await engine.close()
+    return 0
+
+
+def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:
+    card = engine.card
+    named = {"embed": keys.embed_queue, "rerank": keys.rerank_queue}
+    return [named[task](card.space, lane) for lane in keys.LANES for task in card.tasks]
+
+
+def _engine_handlers(engine: Engine) -> Handlers:
+    handlers: dict[str, One | Many] = {}
+    if "embed" in engine.card.tasks:
+        handlers[payloads.EMBED] = One(EmbedHandler(engine))
+    if "rerank" in engine.card.tasks:
+        handlers[payloads.RERANK] = One(RerankHandler(engine))
+    return handlers
+
+
+async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int:
+    stop, hurry = _stop_on_signals()
+    client = connect(config.redis_url)
+    lease = WriterLease(client, config.home)
+    if not await _acquire(lease, stop):
+        return 0
+    loop = asyncio.get_running_loop()
+    stale = False
+
+    def on_stale() -> None:
+        nonlocal stale
+        stale = True
+        loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(hurry.set)
+
+    catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home)
+    aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
+    await aggregator.on_disk(aggregator.open)
+    chores = [
+        asyncio.create_task(_every(_LEASE_RENEW_S, lease.renew, on_stale)),
+        asyncio.create_task(_every(_PUBLISH_S, aggregator.publish, on_stale)),
+        asyncio.create_task(aggregator.maintain()),
+    ]
+    worker = BatchWorker(
+        Ledger(client, _unique_name("aggregator")),
+        queues=aggregator.queues,
+        handlers={
+            payloads.MERGE: Many(aggregator.merge),
+            payloads.CREATE: One(aggregator.create),
+            payloads.DELETE: One(aggregator.delete),
+        },
+        windows={
+            "interactive": Window(max_tokens=_NO_LIMIT, max_jobs=64),
+            "bulk": Window(max_tokens=_NO_LIMIT, max_jobs=_MERGE_JOBS),
+        },
+        announce=lambda: Announcement(
+            pools=tuple(dict.fromkeys(queue.pool for queue in aggregator.queues())),
+            status={"role": "aggregator", "discarded": aggregator.discarded},
+        ),
+        on_event=on_event,
+    )
+    log.info("aggregator ready: home %s in %s", config.home, config.data_dir)
+    try:
+        await worker.run(stop, hurry=hurry)
+    finally:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await asyncio.to_thread(aggregator.close)
+        await asyncio.to_thread(lease.release)
+    return 1 if stale else 0
+
+
+async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
+    stop, hurry = _stop_on_signals()
+    client = connect(config.redis_url)
+    handler = SearchHandler(config.data_dir / INDEX_FOLDER)
+    queues = [keys.search_queue(config.home)]
+    worker = BatchWorker(
+        Ledger(client, _unique_name("search")),
+        queues=lambda: queues,
+        handlers={
+            payloads.SEARCH: Many(handler.search),
+            payloads.GET: One(handler.get),
+            payloads.UNCHANGED: One(handler.unchanged),
+            payloads.STATS: One(handler.stats),
+        },
+        windows={"interactive": Window(max_tokens=_NO_LIMIT, max_jobs=128)},
+        announce=lambda: Announcement(
+            pools=tuple(queue.pool for queue in queues), status={"role": "search"}
+        ),
+        on_event=on_event,
+    )
+    log.info("search ready: home %s in %s", config.home, config.data_dir)
+    try:
+        await worker.run(stop, hurry=hurry)
+    finally:
+        await asyncio.to_thread(handler.close)
+    return 0
+
+
+async def _acquire(lease: WriterLease, stop: asyncio.Event) -> bool:
+    """Wait for the writer's lease without holding the loop; a signal ends the waiting."""
+    given_up = threading.Event()
+    watcher = asyncio.create_task(stop.wait())
+    watcher.add_done_callback(lambda _: given_up.set())
+    try:
+        return await asyncio.to_thread(lease.acquire, given_up)
+    finally:
+        watcher.cancel()
+
+
+async def _every(period_s: float, chore: Callable[[], None], on_stale: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await asyncio.to_thread(chore)
+        except StaleWriter as error:
+            log.error("%s", error)
+            on_stale()
+            return
+        except VecfleetError as error:
+            log.warning("%s", error)
+
+
+def _stop_on_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """The first SIGTERM or SIGINT asks to stop, the second to hurry."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop, hurry
+
+
+def _unique_name(role: str) -> str:
+    """Never used again: RQ keeps a dead worker's name for a while."""
+    return f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

@@ -1,0 +1,104 @@
+"""The right to write one home's index: one holder at a time, and a token that only grows.
+
+The lease in Redis keeps two aggregators from working on one directory; the token, checked inside
+every commit of a manifest, keeps one that lost its lease without noticing from publishing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+
+from vecfleet.common import keys
+from vecfleet.common.errors import RedisUnavailable, StaleWriter, Unavailable
+from vecfleet.common.redis_client import translated
+
+log = logging.getLogger(__name__)
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+_REMOVE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+class WriterLease:
+    """Held from ``acquire`` to ``release``; ``lost`` is set when somebody else has it."""
+
+    def __init__(self, client: redis.Redis, home: str, *, ttl_s: float = keys.LEASE_TTL_S) -> None:
+        self._redis = client
+        self._key = keys.writer(home)
+        self._ttl_ms = int(ttl_s * 1000)
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        self._renew = client.register_script(_RENEW)
+        self._remove = client.register_script(_REMOVE)
+        self.lost = threading.Event()
+        self.token = 0
+
+    def acquire(self, stop: threading.Event) -> bool:
+        """Wait for the lease, then draw a token; False when ``stop`` came first."""
+        told = False
+        while not stop.is_set():
+            with translated():
+                if self._redis.set(self._key, self._holder, nx=True, px=self._ttl_ms):
+                    # Microseconds of Redis TIME: greater than any token drawn before.
+                    seconds, micros = cast(Any, self._redis.time())
+                    self.token = seconds * 1_000_000 + micros
+                    return True
+                holder = cast(Any, self._redis.get(self._key))
+            if holder is not None and self._is_dead(holder.decode()):
+                with translated():
+                    self._remove(keys=[self._key], args=[holder])
+                continue
+            if not told and holder is not None:
+                log.warning("waiting: %s holds this index", holder.decode())
+                told = True
+            stop.wait(0.5)
+        return False
+
+    def renew(self) -> None:
+        """Keep the lease; raises ``StaleWriter`` when another has taken it."""
+        with translated():
+            if self._renew(keys=[self._key], args=[self._holder, self._ttl_ms]):
+                return
+            # Redis may have come back without its data; then the lease is free to take again.
+            if self._redis.set(self._key, self._holder, nx=True, px=self._ttl_ms):
+                return
+        self.lost.set()
+        raise StaleWriter()
+
+    def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        try:
+            with translated():
+                self._remove(keys=[self._key], args=[self._holder])
+        except RedisUnavailable as error:
+            log.warning("the writer's lease runs out by itself: %s", error)
+
+    def _is_dead(self, holder: str) -> bool:
+        """Whether the holder was a process of this machine that no longer exists."""
+        host, pid, started = holder.rsplit(":", 2)
+        if host != socket.gethostname() or not pid.isdigit():
+            return False
+        try:
+            return _started(int(pid)) != started
+        except Unavailable:
+            return True
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot; tells a reused pid apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError as error:
+        raise Unavailable(f"there is no process {pid}") from error
+    return stat.rpartition(")")[2].split()[19]
