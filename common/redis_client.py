@@ -73,8 +73,9 @@ def translated() -> Iterator[None]:
     except redis.exceptions.BusyLoadingError as error:
         raise RedisUnavailable("Redis is loading its data", retry_after_s=2.0) from error
     except redis.exceptions.ResponseError as error:
-        if str(error).startswith(("OOM", "MISCONF")):
-            raise QueueFull(f"Redis refuses writes: {error}", retry_after_s=5.0) from error
+        # Redis 6.2 reports a refusal inside a script as an error of that script.
+        if any(word in str(error) for word in ("OOM command", "MISCONF")):
+            raise QueueFull("Redis refuses writes; try again later", retry_after_s=5.0) from error
         raise
 
 
