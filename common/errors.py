@@ -249,6 +249,11 @@ class EngineFailed(JobFailed):
 
     code = "engine_failed"
 
+    def __init__(self, message: str = "", *, indices: Sequence[int] = (), **kwargs: Any) -> None:
+        """``indices`` are the places in the call of the texts it failed on; none: all of them."""
+        super().__init__(message, **kwargs)
+        self.indices = tuple(indices)
+
 
 class CorruptData(VecfleetError):
     """Stored data does not match its checksum."""

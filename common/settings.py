@@ -134,6 +134,11 @@ def running_fleet(data: Path) -> dict[str, str]:
     return {str(name): value for name, value in told.items() if isinstance(value, str)}
 
 
+def set_process_env(name: str, value: str) -> None:
+    """Set a variable that a library reads when it is loaded, unless the user has set it."""
+    os.environ.setdefault(name, value)
+
+
 def _fault(fault: Any) -> str:
     name = PREFIX + "_".join(str(part) for part in fault["loc"][:1]).upper()
     if fault["type"] == "extra_forbidden":

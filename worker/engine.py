@@ -68,14 +68,16 @@ class Engine(Protocol):
         texts: Sequence[str],
         *,
         priority: Priority,
-        prompt: str = "",
+        prompt: str | None = None,
         truncate: bool = True,
     ) -> Embeddings:
         """Embed ``texts``, each with ``prompt`` put before it.
 
-        Cancelling the call drops the texts that no forward pass has taken yet.
-        Raises ``TextsTooLong`` when ``truncate`` is false and a text is too long, and
-        ``EngineFailed`` when the model fails on these texts.
+        ``prompt`` None stands for the prompt of the model's documents, which its space pins; most
+        models have none.  Cancelling the call drops the texts that no forward pass has taken yet.
+        Raises ``TextsTooLong`` when ``truncate`` is false and a text is too long, ``EngineFailed``
+        when the model fails on some of these texts (both carry ``indices``), and ``Unavailable``
+        once the engine is closed.
         """
         ...
 
@@ -87,7 +89,11 @@ class Engine(Protocol):
         instruction: str = "",
         truncate: bool = True,
     ) -> Scores:
-        """Score (query, document) pairs; ``instruction`` is read by models that take one."""
+        """Score (query, document) pairs; ``instruction`` is read by models that take one.
+
+        A document that is too long is cut, the query never.  Errors as in ``embed``; ``TextsTooLong``
+        also where a query leaves no room for its document.
+        """
         ...
 
     async def close(self) -> None:
