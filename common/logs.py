@@ -19,7 +19,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # The messages of these quote what they could not use, and that may be somebody's text.
 _QUOTING = (ValueError, LookupError, TypeError, AssertionError)
-_QUIET = {"uvicorn.access": logging.WARNING, "uvicorn.error": logging.WARNING}
+_QUIET = {name: logging.WARNING for name in ("uvicorn.access", "uvicorn.error", "httpx")}
 
 
 def setup_logging(

@@ -120,12 +120,12 @@ class Feeder:
 
     def report(self) -> dict[str, Any]:
         """What happened to the documents so far."""
-        return {
+        report = {
             "submission_id": self.submission,
             "collection": self._collection.name,
             "state": self._state,
             "accepted": self.accepted,
             "rejected": self.rejected,
             "errors": self._errors,
-            "next_line": self._next_line,
         }
+        return report if self._last_line == 0 else {**report, "next_line": self._next_line}

@@ -1,0 +1,257 @@
+"""A fleet in memory behind the gateway's ``Fleet`` protocol, and a client of an app over it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from gateway_responder import CARD, DIMENSION, vector
+
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.directory import ServedModel
+from vecfleet.common.document import Block
+from vecfleet.common.errors import (
+    CollectionConflict,
+    NoWorker,
+    UnknownCollection,
+    UnknownModel,
+    UnknownSubmission,
+)
+from vecfleet.common.fleet_state import FleetState, LiveWorker, QueueLoad
+from vecfleet.common.model import ModelCard, Task
+from vecfleet.common.names import check_name
+from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
+from vecfleet.common.queue_client import Admitted
+from vecfleet.common.submission import Submission
+from vecfleet.gateway.app import create_app
+from vecfleet.gateway.config import GatewayConfig, GatewayLimits
+
+
+class FakeBook:
+    """Submissions in a dict."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Submission] = {}
+
+    async def open(self, submission_id: str, *, tenant: str, collection: str, uid: str) -> str:
+        self.kept.setdefault(
+            submission_id,
+            Submission(submission_id, "open", collection, tenant, None, 0, 0, 1000, None),
+        )
+        return self.kept[submission_id].state
+
+    async def close(self, submission_id: str, *, blocks: int, documents: int) -> str:
+        self._change(submission_id, state="closed", documents=documents)
+        return "closed"
+
+    async def get(self, submission_id: str, *, with_errors: bool = False) -> Submission:
+        if submission_id not in self.kept:
+            raise UnknownSubmission
+        return self.kept[submission_id]
+
+    async def cancel(self, submission_id: str) -> Submission:
+        await self.get(submission_id)
+        self._change(submission_id, state="cancelled")
+        return self.kept[submission_id]
+
+    async def discard(self, submission_id: str) -> None:
+        del self.kept[submission_id]
+
+    def _change(self, submission_id: str, **changes: Any) -> None:
+        self.kept[submission_id] = dataclasses.replace(self.kept[submission_id], **changes)
+
+
+class FakeFleet:
+    """One model that embeds and reranks, and collections that keep what is enqueued."""
+
+    def __init__(self, card: ModelCard = CARD) -> None:
+        self.submissions = FakeBook()
+        self.cards = [card]
+        self.workers: tuple[str, ...] = ("w1",)
+        self.fail: Exception | None = None  # raised by embed and rerank
+        self.full: list[Exception] = []  # raised by enqueue_blocks, one a call
+        self.stuck = asyncio.Event()  # embed waits for it where ``hang`` is set
+        self.hang = False
+        self.cancelled = asyncio.Event()
+        self.calls: list[dict[str, Any]] = []
+        self.blocks: list[tuple[str, int, Block]] = []
+        self.deleted: list[tuple[str, int | None]] = []
+        self.known: dict[str, Collection] = {}
+
+    async def models(self) -> list[ServedModel]:
+        return [ServedModel(card, self.workers, 1_700_000_000_000) for card in self.cards]
+
+    async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
+        for card in self.cards:
+            if task in card.tasks and name in (None, card.name):
+                if live and not self.workers:
+                    raise NoWorker(field="model", retry_after_s=5.0)
+                return card
+        raise UnknownModel(field="model")
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: Any = None,
+        prompt_name: str | None = None,
+        prompt: str = "",
+        truncate: bool = True,
+    ) -> EmbedReply:
+        self.calls.append(
+            {"texts": texts, "prompt_name": prompt_name, "prompt": prompt, "truncate": truncate}
+        )
+        if self.hang:
+            try:
+                await self.stuck.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if self.fail is not None:
+            raise self.fail
+        return EmbedReply(
+            self.cards[0].name,
+            DIMENSION,
+            b"".join(vector(text) for text in texts),
+            tuple(len(text.split()) for text in texts),
+            (),
+            1.5,
+            2.5,
+        )
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: Any = None,
+        instruction: str = "",
+        truncate: bool = True,
+    ) -> RerankReply:
+        self.calls.append({"query": query, "documents": documents, "instruction": instruction})
+        if self.fail is not None:
+            raise self.fail
+        words = set(query.split())
+        scores = tuple(len(words & set(text.split())) / len(words) for text in documents)
+        tokens = tuple(len(text.split()) for text in documents)
+        return RerankReply(self.cards[0].name, "cosine", scores, tokens, (), 1.0, 2.0)
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        policy: Any = "auto",
+        recall_target: float = 0.98,
+        versions: Any = "assigned",
+    ) -> Collection:
+        card = await self.find_model(model, "embed", live=False)
+        spec = CollectionSpec(
+            card.name, card.space, card.dimension, policy, recall_target, versions
+        ).checked()
+        found = self.known.setdefault(name, Collection(name, "c0ffee" * 5 + "00", spec))
+        if found.spec != spec:
+            raise CollectionConflict
+        return found
+
+    async def delete_collection(self, name: str) -> str:
+        uid = (await self.collection(name)).uid
+        del self.known[name]
+        return uid
+
+    async def collection(self, name: str) -> Collection:
+        check_name(name)
+        if name not in self.known:
+            raise UnknownCollection(field="collection")
+        return self.known[name]
+
+    async def collections(self) -> list[Collection]:
+        return list(self.known.values())
+
+    async def collection_stats(self, collection: Collection) -> dict[str, Any]:
+        return {"documents": sum(len(block) for _, _, block in self.blocks), "segments": 1}
+
+    async def enqueue_blocks(
+        self,
+        collection: Collection,
+        blocks: Sequence[Block],
+        *,
+        submission: str,
+        first_place: int = 0,
+        truncate: bool = True,
+    ) -> Admitted:
+        if self.full:
+            raise self.full.pop(0)
+        for place, block in enumerate(blocks, first_place):
+            self.blocks.append((submission, place, block))
+        return Admitted((0,) * len(blocks), 0, 0)
+
+    async def enqueue_delete(
+        self,
+        collection: Collection,
+        ids: Sequence[str],
+        *,
+        submission: str,
+        place: int = 0,
+        version: int | None = None,
+    ) -> Admitted:
+        self.deleted += [(document_id, version) for document_id in ids]
+        return Admitted((0,), 0, 0)
+
+    async def documents(
+        self, collection: Collection, ids: Sequence[str]
+    ) -> list[StoredDocument | None]:
+        kept = {row.id: row for row in self._rows()}
+        return [kept.get(document_id) for document_id in ids]
+
+    async def search(
+        self,
+        collection: Collection,
+        vectors: bytes,
+        *,
+        top_k: int = 10,
+        threshold: float | None = None,
+        exact: bool = False,
+    ) -> SearchReply:
+        query = struct.unpack(f"<{DIMENSION}f", vectors)
+        self.calls.append({"query_vector": query, "top_k": top_k, "exact": exact})
+        hits = []
+        for row in self._rows():
+            its = struct.unpack(f"<{DIMENSION}f", vector(row.text))
+            score = sum(a * b for a, b in zip(query, its, strict=True))
+            if threshold is None or score >= threshold:
+                hits.append(Hit(row.id, score, row.text, row.metadata))
+        hits.sort(key=lambda hit: -hit.score)
+        return SearchReply((tuple(hits[:top_k]),), 0.5, 0.7)
+
+    async def state(self) -> FleetState:
+        return FleetState(
+            (QueueLoad("vf.-.embed.0123456789abcdef.bulk", 3, 700, 2048, 2, 1),),
+            (LiveWorker("w1", {"tokens_per_s": "1234.5", "device": "cuda:0"}),),
+        )
+
+    def _rows(self) -> list[StoredDocument]:
+        return [
+            StoredDocument(i, text, None if meta is None else json.loads(meta), version or 1)
+            for _, _, block in self.blocks
+            for i, text, meta, version in zip(
+                block.ids, block.texts, block.metadata, block.versions, strict=True
+            )
+        ]
+
+
+@asynccontextmanager
+async def gateway_client(
+    fleet: FakeFleet, limits: GatewayLimits | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway over ``fleet``, without a socket between them."""
+    config = GatewayConfig(redis_url="unused", limits=limits or GatewayLimits(), **settings)
+    transport = httpx.ASGITransport(app=create_app(fleet, config))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
