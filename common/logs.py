@@ -19,7 +19,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # The messages of these quote what they could not use, and that may be somebody's text.
 _QUOTING = (ValueError, LookupError, TypeError, AssertionError)
-_QUIET = {name: logging.WARNING for name in ("uvicorn.access", "uvicorn.error", "httpx")}
+_QUIET = dict.fromkeys(("uvicorn.access", "uvicorn.error", "httpx"), logging.WARNING)
 
 
 def setup_logging(
