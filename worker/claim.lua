@@ -3,21 +3,24 @@
 -- KEYS  rq:queue:{queue} list, one a queue; the rest as the ledger names them
 -- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 prefix of the execution ids
 --       then for each queue: its name, most jobs, most tokens
--- Returns one array a job: id, execution, number of its queue, this claim's time in us, then the
---       values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ Queue.
+-- Returns one array a job: id, execution, number of its queue, this claim's time in us, its data,
+--       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
+--       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
+--       every string that a script touches, byte by byte.
+local LARGE = 16384
 local FIELDS = {
-  'data', 'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
+  'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
   'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl',
 }
-local STATUS, DEADLINE, SUB = #FIELDS + 1, #FIELDS + 2, 5
+local COST, SUB, ATTEMPTS, STATUS, DEADLINE = 1, 4, 9, #FIELDS + 1, #FIELDS + 2
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local ask = {unpack(FIELDS)}
 ask[STATUS], ask[DEADLINE] = 'status', 'vf_deadline'
 
 -- Jobs whose text, client or submission is gone are dropped here, and never reach an engine.
-local function is_gone(job)
+local function is_gone(job, size)
   local deadline, sub = job[DEADLINE], job[SUB]
-  if not job[1] or job[STATUS] == 'canceled' then return true end
+  if size == 0 or job[STATUS] == 'canceled' then return true end
   if deadline and tonumber(deadline) < now_ms then return true end
   return sub and redis.call('HGET', 'vf:sub:' .. sub, 'state') == 'cancelled'
 end
@@ -34,7 +37,7 @@ local function take(id, queue, job, number)
   redis.call('ZADD', 'rq:executions:' .. id, text(now_ms / 1000 + ttl_s + 60), execution)
   redis.call('EXPIRE', 'rq:executions:' .. id, ttl_s + 60)
   redis.call('HSET', key, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
-    'worker_name', worker, 'vf_attempts', tonumber(job[10] or 0) + 1)
+    'worker_name', worker, 'vf_attempts', tonumber(job[ATTEMPTS] or 0) + 1)
   redis.call('PERSIST', key)
   return execution
 end
@@ -47,20 +50,21 @@ for k, list in ipairs(KEYS) do
   while jobs < most_jobs do
     local id = redis.call('LINDEX', list, 0)
     if not id then break end
-    local job = redis.call('HMGET', 'rq:job:' .. id, unpack(ask))
-    local cost = tonumber(job[2] or 0)
-    local gone = is_gone(job)
+    local key = 'rq:job:' .. id
+    local job, size = redis.call('HMGET', key, unpack(ask)), redis.call('HSTRLEN', key, 'data')
+    local cost = tonumber(job[COST] or 0)
+    local gone = is_gone(job, size)
     if not gone and tokens > 0 and tokens + cost > most_tokens then break end
     redis.call('LPOP', list)
-    if job[2] then
-      left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + #(job[1] or '')
+    if job[COST] then
+      left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + size
     end
     if gone then
-      redis.call('DEL', 'rq:job:' .. id)
+      redis.call('DEL', key)
     else
       jobs, tokens = jobs + 1, tokens + cost
       local execution = take(id, queue, job, #claimed + 1)
-      local row = {id, execution, k, now_us}
+      local row = {id, execution, k, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
       for f = 1, #FIELDS do row[#row + 1] = job[f] end
       claimed[#claimed + 1] = row
     end

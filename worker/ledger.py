@@ -38,6 +38,7 @@ from vecfleet.worker.job import (
 _FOLDER = Path(__file__).parent
 _RQ_VERSION = "2.12"
 _RESCUE_AT_ONCE = 256
+_DATA = 4  # place of the data in a row of claim.lua's answer
 _DIED = "the job's worker died or lost its lease too often"
 
 
@@ -97,7 +98,19 @@ class Ledger:
         names = [keys.queue_list(ask.queue) for ask in asks]
         with translated():
             rows = self._claim(keys=names, args=arguments)
+            self._fetch_large(rows)
         return [decode_claim(row, asks[row[2] - 1].queue) for row in rows]
+
+    def _fetch_large(self, rows: Sequence[list[Any]]) -> None:
+        """Put in the data that the claim left out."""
+        large = [row for row in rows if row[_DATA] is None]
+        if not large:
+            return
+        pipe = self._redis.pipeline(transaction=False)
+        for row in large:
+            pipe.hget(keys.job(row[0].decode()), "data")
+        for row, data in zip(large, pipe.execute(), strict=True):
+            row[_DATA] = data or b""  # cancelled in between: the fence will refuse its outcome
 
     def wait(self, queues: Iterable[keys.QueueName], timeout_s: float) -> None:
         """Return when something came into one of the queues, or after ``timeout_s``."""
