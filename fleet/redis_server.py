@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,6 +31,18 @@ STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.02
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107 on Linux, 103 on macOS
 _VERSION = re.compile(r"v=(\d+)\.(\d+)\.(\d+)")
+_LOG_LINE = re.compile(r"\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ ([#*.-]) (.*)")
+_NOISE = (  # what 6.2 and 7 call warnings at every start and stop
+    "Redis is starting",
+    "Redis version=",
+    "Configuration loaded",
+    "Server initialized",
+    "overcommit",
+    "User requested shutdown",
+    "Received SIGTERM",
+    "Redis is now ready to exit",
+    "Removing the unix socket",
+)
 _HOW_TO_INSTALL = (
     "no redis-server found; install one of version 6.2 or newer "
     "(Debian, Ubuntu: apt install redis-server; macOS: brew install redis), or on Python 3.11 "
@@ -167,6 +181,19 @@ def is_ready(url: str) -> bool:
                 return bool(client.ping())
         except VecfleetError:
             return False
+
+
+def redis_log_line(line: str) -> str | None:
+    """A line of Redis's log as one of our JSON log lines; None for one that tells nothing."""
+    found = _LOG_LINE.fullmatch(line)
+    if found is None:
+        return line if line.strip() else None
+    level, message = found[1], found[2]
+    if any(noise in message for noise in _NOISE):
+        return None
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    name = "warning" if level == "#" else "info"
+    return json.dumps({"time": now, "level": name, "message": message})
 
 
 class RedisServer:

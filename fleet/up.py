@@ -31,6 +31,7 @@ from vecfleet.fleet.redis_server import (
     is_ready,
     private_address,
     redis_arguments,
+    redis_log_line,
 )
 from vecfleet.fleet.supervisor import ChildSpec, OnEvent, Output, Supervisor, stop_on_signals
 
@@ -59,7 +60,7 @@ class Fleet:
         self._options = options
         self._output = output
         self._data = options.settings.data.resolve()
-        self._supervisor = Supervisor(output, on_event)
+        self._supervisor = Supervisor(self._print, on_event)
         self._held = ExitStack()
         self._port = options.settings.port or free_port()
         self._address = private_address(self._data / "redis")
@@ -124,7 +125,7 @@ class Fleet:
         self._supervisor.kill()
 
     def _stages(self) -> Iterator[list[ChildSpec]]:
-        index = ("aggregator", "--data", str(self._data / "index"), "--only")
+        index = ("aggregator", "--data", str(self._data), "--only")
         yield [self._role("search", *index, "search")]
         yield [self._role("writer", *index, "writer", niceness=self._options.writer_niceness)]
         yield list(self._workers())
@@ -201,6 +202,11 @@ class Fleet:
             if spec.name != "gateway" and pids.get(spec.name) not in at_work
         ]
         return names or ([] if answers(f"{self.http_url}/health") else ["gateway"])
+
+    def _print(self, name: str, line: str) -> None:
+        shown = redis_log_line(line) if name == "redis" else line
+        if shown is not None:
+            self._output(name, shown)
 
     def _say(self, message: str) -> None:
         self._output("fleet", message)

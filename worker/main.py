@@ -16,16 +16,13 @@ from pathlib import Path
 from vecfleet.common import keys, payloads
 from vecfleet.common.errors import StaleWriter, VecfleetError
 from vecfleet.common.redis_client import connect
-from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.batch_worker import BatchWorker, OnEvent
-from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.engine import Engine
 from vecfleet.worker.engines import load_engine
 from vecfleet.worker.handlers import Handlers, Many, One
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.rerank_handler import RerankHandler
-from vecfleet.worker.search_handler import SearchHandler
 from vecfleet.worker.status import EngineStatus
 from vecfleet.worker.window import Window
 from vecfleet.worker.writer_lease import WriterLease
@@ -126,6 +123,10 @@ def _engine_handlers(engine: Engine) -> Handlers:
 
 
 async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int:
+    # Here, so that a worker runs where the index library is not installed.
+    from vecfleet.worker.aggregator import Aggregator
+    from vecfleet.worker.catalog import Catalog
+
     stop, hurry = _stop_on_signals()
     client = connect(config.redis_url)
     lease = WriterLease(client, config.home)
@@ -179,6 +180,8 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
 
 
 async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
+    from vecfleet.worker.search_handler import SearchHandler
+
     stop, hurry = _stop_on_signals()
     client = connect(config.redis_url)
     handler = SearchHandler(config.data_dir / INDEX_FOLDER)

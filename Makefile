@@ -1,0 +1,69 @@
+# make demo | test | lint | types | bench | clean
+#
+# PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
+# VENV         where the environment is made (.venv)
+# TORCH_INDEX  where pip finds torch's CPU build; without it, pip's own configuration decides
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+TORCH_INDEX ?=
+DEMO_DATA ?= .vecfleet-demo
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar off
+CONSTRAINTS := constraints/cpu.txt
+TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
+LOCAL := $(VENV)/.local-installed
+TEST := $(VENV)/.test-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit lint types bench clean
+
+help:
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+
+demo: $(LOCAL)
+	$(BIN)/vecfleet demo --data $(DEMO_DATA)
+
+test: $(TEST)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: $(TEST)
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+lint: $(TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(TEST)
+	$(BIN)/mypy --strict .typing
+
+bench: $(TEST)
+	$(BIN)/python -m vecfleet.bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=..." >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# torch first and pinned: asked for by another package, pip may take a build with CUDA libraries.
+$(VENV)/.torch-installed: $(BIN)/python $(CONSTRAINTS)
+	@echo "installing $(TORCH) into $(VENV)"
+	$(PIP) -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(LOCAL): $(VENV)/.torch-installed pyproject.toml
+	@echo "installing vecfleet[local] into $(VENV)"
+	$(PIP) -c $(CONSTRAINTS) -e '.[local]'
+	@touch $@
+
+$(TEST): $(LOCAL)
+	@echo "installing vecfleet[test,bench] into $(VENV)"
+	$(PIP) -c $(CONSTRAINTS) -e '.[test,bench]'
+	@touch $@
