@@ -79,7 +79,8 @@ def recall(
     index: ann.DerivedIndex, queries: Scores, truth: NDArray[np.int64], effort: int
 ) -> float:
     """The part of ``truth`` (q, k), row numbers, that is among the candidates."""
-    found = index.candidates(queries, truth.shape[1], None, effort)
+    lists = ann.NearestLists({index.template: effort})
+    found = index.candidates(queries, truth.shape[1], None, lists, effort)
     hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, truth, strict=True))
     return hits / truth.size
 
@@ -123,7 +124,7 @@ def _sample(sources: Mapping[int, OpenSegment], count: int) -> NDArray[np.float1
 
 def _calibrate(path: Path, part: OpenSegment, request: IndexRequest, queries: Scores | None) -> int:
     """The smallest effort that reaches the target."""
-    index = ann.DerivedIndex(path, request.kind, 1)
+    index = ann.DerivedIndex(path, request.kind, 1, "")
     vectors = part.segment.rows.vectors
     if queries is None or len(queries) < MIN_QUERIES:
         documents = vectors

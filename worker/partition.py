@@ -249,7 +249,7 @@ class PartitionWriter:
         path = self.directory / f"seg-{number:08d}-{self._token:x}.seg"
         info = write_segment(path, self._state.spec.dimension, joined(parts), self._crash)
         try:
-            segment = Segment.open(path, just_written=True)
+            segment = Segment.open(path, own=True)
             liveness = Liveness.of(segment.rows.tombstones)
             deaths = self._deaths(segment, number)
             entry = SegmentEntry(

@@ -8,7 +8,7 @@ searches may run in different threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import CorruptData, CorruptSegment, InvalidVector, Unavailable
-from vecfleet.worker.ann import DerivedIndex, FlatScan, Found
+from vecfleet.worker.ann import DerivedIndex, FlatScan, Found, NearestLists, set_threads
 from vecfleet.worker.digest import id_keys
 from vecfleet.worker.durable import file_crc
 from vecfleet.worker.exact_scan import Scores, scan
@@ -73,9 +73,10 @@ class _Part:
     index: DerivedIndex | None = None
     index_entry: IndexEntry | None = None
 
-    def search(self, queries: Scores, k: int) -> Found:
+    def search(self, queries: Scores, k: int, lists: NearestLists) -> Found:
         if self.index is not None:
-            return self.index.search(queries, k, self.liveness, self.segment.rows.vectors)
+            vectors = self.segment.rows.vectors
+            return self.index.search(queries, k, self.liveness, vectors, lists)
         return self.scan.search(queries, k, self.liveness)
 
 
@@ -84,6 +85,7 @@ class _View:
     state: State
     parts: tuple[_Part, ...]
     faults: tuple[str, ...]
+    efforts: Mapping[str, int]  # the highest of each template's indexes
 
 
 class PartitionReader:
@@ -98,11 +100,12 @@ class PartitionReader:
         self._view: _View | None = None
 
     @classmethod
-    def open(cls, directory: Path) -> PartitionReader:
-        """Open the partition in ``directory``.
+    def open(cls, directory: Path, *, threads: int = 1) -> PartitionReader:
+        """Open the partition in ``directory``; ``threads`` is what faiss may use in this process.
 
         Raises ``Unavailable`` before a writer has made it, ``CorruptManifest`` naming the file.
         """
+        set_threads(threads)
         manifest = Manifest.open_to_read(directory)
         try:
             manifest.check()
@@ -161,7 +164,8 @@ class PartitionReader:
         """
         view = self._present()
         unit = self._unit(view, queries)
-        found = [part.search(unit, top_k) for part in view.parts]
+        lists = NearestLists(view.efforts)
+        found = [part.search(unit, top_k, lists) for part in view.parts]
         return self._hits(view, found, top_k, threshold, with_text)
 
     def exact(self, queries: NDArray[np.float32], top_k: int) -> list[list[Hit]]:
@@ -259,7 +263,10 @@ class PartitionReader:
                 dead = np.concatenate(died[entry.number])
                 part = replace(part, liveness=part.liveness.killed(dead))
             parts.append(self._with_index(part, indexes.get(entry.number), old is not None))
-        return _View(state, tuple(parts), tuple(faults))
+        efforts: dict[str, int] = {}
+        for index in (part.index for part in parts if part.index is not None):
+            efforts[index.template] = max(efforts.get(index.template, 0), index.effort)
+        return _View(state, tuple(parts), tuple(faults), efforts)
 
     def _open(self, entry: SegmentEntry, *, just_written: bool) -> _Part:
         segment = Segment.open(self.directory / entry.file, just_written=just_written)
@@ -275,7 +282,7 @@ class PartitionReader:
             try:
                 if not just_written and file_crc(path) != entry.crc:
                     raise CorruptData(f"{entry.file} does not match its checksum")
-                index = DerivedIndex(path, entry.kind, entry.effort)
+                index = DerivedIndex(path, entry.kind, entry.effort, entry.template)
             except (OSError, CorruptData):
                 entry = None
         return replace(part, index=index, index_entry=entry)

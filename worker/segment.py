@@ -3,7 +3,7 @@
 4 KiB header (magic, length, checksum, msgpack table of columns) | vectors | the other columns, each
 on a multiple of 64 bytes with a checksum of its own. Beside the columns of ``Rows`` a segment keeps
 its keys' first words sorted, with the row of each, so that looking an id up touches mapped pages
-only.
+only, and a filter that tells of most keys at once that they are not there.
 
 **Checked when opened:** header, sizes and every column but the pages of text, which carry a
 checksum each and are verified whenever they are read. CRC-32 runs at about 4 GB/s, so this costs
@@ -50,7 +50,9 @@ _DTYPES: dict[str, Any] = {
     "pages": "|u1",
     "sorted_keys": "<u8",
     "order": "<u4",
+    "filter": "|b1",  # whether a key begins with these bits; 8 to 16 places a row
 }
+FILTER_PLACES_PER_ROW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,19 @@ class Segment:
         columns = {name: self._column(name) for name in _DTYPES}
         self.sorted_keys: NDArray[np.uint64] = columns.pop("sorted_keys")
         self.order: NDArray[np.uint32] = columns.pop("order")
+        self._filter: Mask = columns.pop("filter")
+        self._filter_shift = np.uint64(64 - (len(self._filter).bit_length() - 1))
         columns["vectors"] = columns["vectors"].reshape(table["rows"], table["dimension"])
         columns["keys"] = columns["keys"].reshape(table["rows"], 2)
         self.rows = Rows(**columns)
 
     @classmethod
-    def open(cls, path: Path, *, just_written: bool = False) -> Segment:
+    def open(cls, path: Path, *, just_written: bool = False, own: bool = False) -> Segment:
         """Map ``path`` and check it; raises ``CorruptSegment`` naming it, ``FileNotFoundError``.
 
         ``just_written`` leaves the vectors of a large segment unchecked: its writer has verified
-        the file moments ago, and a search should not wait for it.
+        the file moments ago, and a search should not wait for it. ``own``: this process has
+        written the file just now, and only the header is checked.
         """
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -93,6 +98,8 @@ class Segment:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         table = _read_table(path, buffer)
         segment = cls(path, buffer, table)
+        if own:
+            return segment
         skip = just_written and segment.rows.vectors.nbytes > LARGE_BYTES
         segment._verify({"pages"} | ({"vectors"} if skip else set()))
         return segment
@@ -111,11 +118,12 @@ class Segment:
         """
         found = np.full(len(keys), -1, np.int64)
         first = np.ascontiguousarray(keys[:, 0])
-        places = np.searchsorted(self.sorted_keys, first)
+        hits = np.flatnonzero(self._filter[first >> self._filter_shift])
+        places = np.searchsorted(self.sorted_keys, first[hits])
         inside = places < len(self)
-        hits = np.flatnonzero(inside)
-        hits = hits[self.sorted_keys[places[hits]] == first[hits]]
-        places = places[hits]
+        hits, places = hits[inside], places[inside]
+        same = self.sorted_keys[places] == first[hits]
+        hits, places = hits[same], places[same]
         while len(hits):  # a second turn only for keys that share 64 bits, or one id twice
             rows = self.order[places].astype(np.int64)
             match = (self.rows.keys[rows, 1] == keys[hits, 1]) & alive[rows]
@@ -161,7 +169,13 @@ def write_segment(
     keys = [np.ascontiguousarray(piece) for piece in columns["keys"]]
     first = np.concatenate([piece.reshape(-1, 2)[:, 0] for piece in keys])
     order = np.argsort(first).astype(np.uint32)
-    pieces = {**columns, "keys": keys, "sorted_keys": [first[order]], "order": [order]}
+    pieces = {
+        **columns,
+        "keys": keys,
+        "sorted_keys": [first[order]],
+        "order": [order],
+        "filter": [_key_filter(first)],
+    }
 
     def write(handle: int) -> None:
         table: dict[str, list[int]] = {}
@@ -203,6 +217,13 @@ def joined(parts: Sequence[Rows]) -> dict[str, Iterable[NDArray[Any]]]:
         "page_rows": (part.page_rows for part in parts),
         "pages": (part.pages for part in parts),
     }
+
+
+def _key_filter(first: NDArray[np.uint64]) -> Mask:
+    bits = (FILTER_PLACES_PER_ROW * len(first) - 1).bit_length()
+    places: Mask = np.zeros(1 << bits, np.bool_)
+    places[first >> np.uint64(64 - bits)] = True
+    return places
 
 
 def _joined_offsets(offsets: Sequence[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:

@@ -194,15 +194,17 @@ class Upkeep:
         started: list[Job],
     ) -> None:
         template = _template(state, plan)
-        if template is not None and must_retrain(template.trained_rows, documents):
-            template = None
-        job = self._awaiting_index
-        self._awaiting_index = None
+        job, self._awaiting_index = self._awaiting_index, None
         if job is None:
-            entry = self._unindexed(state, segments, plan, template)
-            if entry is None:
+            part = self._unindexed(state, segments, plan, template)
+            if part is None and template and must_retrain(template.trained_rows, documents):
+                # Training takes long, so it waits until every large segment has an index of the
+                # old template; then all are built again, the largest first.
+                template = None
+                part = self._unindexed(state, segments, plan, None)
+            if part is None:
                 return
-            job = Job(entry.entry.number, entry.entry.file, ())
+            job = Job(part.entry.number, part.entry.file, ())
         request = IndexRequest(
             file=f"idx-{job.number:08d}-{self._token:x}-{secrets.token_hex(4)}.faiss",
             kind=plan.kind,
