@@ -19,7 +19,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # The messages of these quote what they could not use, and that may be somebody's text.
 _QUOTING = (ValueError, LookupError, TypeError, AssertionError)
-_QUIET = dict.fromkeys(("uvicorn.access", "uvicorn.error", "httpx"), logging.WARNING)
+_QUIET = dict.fromkeys(
+    ("uvicorn.access", "uvicorn.error", "httpx", "faiss.loader"), logging.WARNING
+)
 
 
 def setup_logging(
