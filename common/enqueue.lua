@@ -3,7 +3,8 @@
 -- KEYS  1 rq:queue:{queue}  list     2 vf:load:{queue}  hash    3 vf:bell:{queue}  list
 --       4 rq:queues         set      5 vf:sub:{sub}     hash    6 vf:sub:{sub}:ok  bitmap
 --       7 vf:sub:{sub}:bad  bitmap   8 vf:version:{uid} string  9 vf:load:{merge queue} hash
---       (5 to 9 are named but not touched where ARGV leaves the submission or the merge queue out)
+--       10 vf:outstanding:{uid} zset
+--       (5 to 10 are named but not touched where ARGV leaves the submission or the merge queue out)
 --       rq:job:{id}         hash     one for each job, named after the ids in ARGV
 -- ARGV  1 queue   2 time, ISO 8601, for RQ's readers   3 most tokens waiting   4 most bytes waiting
 --       5 reply box or ''   6 deadline, ms from now, or 0   7 submission or ''
@@ -16,6 +17,8 @@
 local FIRST, STRIDE = 11, 5
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
+
+local function text(number) return string.format('%.0f', number) end
 
 local waiting = redis.call('HMGET', KEYS[2], 'tokens', 'bytes')
 local tokens, bytes = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
@@ -50,7 +53,7 @@ end
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
-local deadline = ttl_ms > 0 and string.format('%.0f', now_us / 1000 + ttl_ms) or ''
+local deadline = ttl_ms > 0 and text(now_us / 1000 + ttl_ms) or ''
 local version = nil
 if ARGV[10] == '1' and #fresh > 0 then
   version = math.max(now_us, tonumber(redis.call('GET', KEYS[8]) or 0) + 1)
@@ -59,7 +62,7 @@ end
 for _, at in ipairs(fresh) do
   local key, fields = 'rq:job:' .. ARGV[at], {
     'created_at', iso, 'enqueued_at', iso, 'origin', queue, 'status', 'queued',
-    'data', ARGV[at + 4], 'vf_cost', ARGV[at + 2], 'vf_enqueued', string.format('%.0f', now_us),
+    'data', ARGV[at + 4], 'vf_cost', ARGV[at + 2], 'vf_enqueued', text(now_us),
   }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -73,8 +76,9 @@ for _, at in ipairs(fresh) do
   if merge_queue ~= '' then set('vf_merge', merge_queue) end
   local number = numbers[(at - FIRST) / STRIDE + 1]
   if version then
-    set('vf_version', string.format('%.0f', version))
+    set('vf_version', text(version))
     numbers[(at - FIRST) / STRIDE + 1] = version
+    redis.call('ZADD', KEYS[10], text(version), ARGV[at])
     version = version + 1
   end
   redis.call('HSET', key, unpack(fields))
@@ -82,7 +86,7 @@ for _, at in ipairs(fresh) do
 end
 
 if #fresh > 0 then
-  if version then redis.call('SET', KEYS[8], string.format('%.0f', version - 1)) end
+  if version then redis.call('SET', KEYS[8], text(version - 1)) end
   redis.call('SADD', KEYS[4], KEYS[1])
   redis.call('HINCRBY', KEYS[2], 'tokens', fresh_tokens)
   redis.call('HINCRBY', KEYS[2], 'bytes', fresh_bytes)

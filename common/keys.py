@@ -34,6 +34,9 @@ vf:sub:{submission}:bad    bitmap  one bit a block: in the dead letter
 vf:sub:{submission}:errors list    at most MAX_KEPT_ERRORS refused documents, msgpack
 vf:collections:{tenant}    hash    name -> record (msgpack); a copy of the aggregator's catalogue
 vf:version:{uid}           string  the last version a collection's enqueue assigned
+vf:outstanding:{uid}       zset    job -> the version its enqueue assigned; removed when its block
+                                   is committed, or by the aggregator when the job is gone: below
+                                   the lowest one, no version can come any more
 vf:model:{name}            string  TTL MODEL_TTL_S: the model's card (msgpack)
 vf:models                  zset    model name -> last announcement, ms of Redis TIME
 vf:live:{pool}             zset    worker -> expiry, ms of Redis TIME; written by the heartbeat
@@ -165,6 +168,11 @@ def collections(tenant: str = DEFAULT_TENANT) -> str:
 def version(uid: str) -> str:
     """The last version assigned in a collection."""
     return f"vf:version:{uid}"
+
+
+def outstanding(uid: str) -> str:
+    """The versions of a collection that are still on their way."""
+    return f"vf:outstanding:{uid}"
 
 
 def model(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import redis.asyncio
 
 from vecfleet.common import keys
-from vecfleet.common.errors import JobCancelled, QueueFull
+from vecfleet.common.errors import JobCancelled, QueueFull, VecfleetError, from_wire
 from vecfleet.common.redis_client import read_lua, translated
 
 _FOLDER = Path(__file__).parent
+_MOST_TOGETHER = 64  # calls; Redis serves nobody else while it runs one of ours
 ALREADY_QUEUED, ALREADY_COMMITTED, ALREADY_REFUSED = -1, -2, -3
 
 
@@ -58,6 +60,26 @@ class Admitted:
     waiting_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An enqueue call that goes together with others."""
+
+    jobs: Sequence[NewJob]
+    told: asyncio.Future[Admitted]
+
+    def admit(self, admitted: Admitted, at: int) -> None:
+        """Pass on this call's part of what was admitted."""
+        if not self.told.done():
+            numbers = admitted.numbers[at : at + len(self.jobs)]
+            self.told.set_result(replace(admitted, numbers=numbers))
+
+    def refuse(self, error: Exception) -> None:
+        """Pass on what went wrong; each caller gets an error of its own to add to."""
+        if not self.told.done():
+            own = from_wire(error.to_wire()) if isinstance(error, VecfleetError) else error
+            self.told.set_exception(own)
+
+
 class QueueClient:
     """Enqueue and cancel; needs the rights of a producer only."""
 
@@ -65,6 +87,8 @@ class QueueClient:
         """``admission`` holds the limits that every call is checked against."""
         self._redis = client
         self._admission = admission or Admission()
+        self._gathering: dict[tuple[str, Route], list[_Waiting]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._enqueue = client.register_script(read_lua(_FOLDER, "enqueue"))
         self._cancel = client.register_script(read_lua(_FOLDER, "cancel"))
 
@@ -75,8 +99,64 @@ class QueueClient:
 
         Enqueuing the same job again changes nothing and is told apart in ``numbers``.
         Raises ``QueueFull`` past the limits, ``JobCancelled`` when the submission was cancelled.
+
+        While one call of a kind is under way, those that come meanwhile gather and go together:
+        a busy gateway pays one round trip for many requests, an idle one never waits.
         """
         route = route or Route()
+        if route.submission:
+            return await self._enqueue_now(queue, jobs, route)
+        kind = (str(queue), route)
+        gathered = self._gathering.get(kind)
+        if gathered is not None:
+            waiting = _Waiting(jobs, asyncio.get_running_loop().create_future())
+            gathered.append(waiting)
+            return await waiting.told
+        self._gathering[kind] = []
+        try:
+            return await self._enqueue_now(queue, jobs, route)
+        finally:
+            if self._gathering[kind]:
+                task = asyncio.create_task(self._send_gathered(queue, route), name="enqueue")
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+            else:
+                del self._gathering[kind]
+
+    async def _send_gathered(self, queue: keys.QueueName, route: Route) -> None:
+        gathered = self._gathering[str(queue), route]
+        while gathered:
+            together = gathered[:_MOST_TOGETHER]
+            del gathered[:_MOST_TOGETHER]
+            await self._enqueue_together(queue, together, route)
+        del self._gathering[str(queue), route]
+
+    async def _enqueue_together(
+        self, queue: keys.QueueName, together: Sequence[_Waiting], route: Route
+    ) -> None:
+        """One call for several; each is told its own part, or what went wrong. Never raises."""
+        together = [waiting for waiting in together if not waiting.told.done()]
+        jobs = [job for waiting in together for job in waiting.jobs]
+        if not jobs:
+            return
+        try:
+            admitted = await self._enqueue_now(queue, jobs, route)
+        except Exception as error:
+            if isinstance(error, QueueFull) and len(together) > 1:
+                for waiting in together:  # some of them may fit when all of them do not
+                    await self._enqueue_together(queue, [waiting], route)
+                return
+            for waiting in together:
+                waiting.refuse(error)
+            return
+        at = 0
+        for waiting in together:
+            waiting.admit(admitted, at)
+            at += len(waiting.jobs)
+
+    async def _enqueue_now(
+        self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
+    ) -> Admitted:
         sub = keys.submission(route.submission)
         arguments: list[Any] = [
             str(queue),
@@ -102,6 +182,7 @@ class QueueClient:
             f"{sub}:bad",
             keys.version(route.version_uid),
             keys.load(route.merge_queue),
+            keys.outstanding(route.version_uid),
         ]
         with translated():
             verdict, tokens, size, *numbers = await self._enqueue(keys=names, args=arguments)

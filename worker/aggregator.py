@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
@@ -27,7 +29,7 @@ from vecfleet.common.errors import (
     VecfleetError,
 )
 from vecfleet.common.limits import BLOCK_DOCUMENTS
-from vecfleet.common.redis_client import translated
+from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.catalog import Catalog, partition_spec
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Outcome
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 MAX_APPLY_BYTES = 64 << 20  # of one segment's shards; bounds the memory of one commit
 _RETRY_S = 1.0
 _MAINTAIN_S = 0.5
+_WATERMARK_S = 10.0
+_WATERMARK_MEMBERS = 10_000
 _Result = TypeVar("_Result")
 
 
@@ -69,6 +73,8 @@ class Aggregator:
         self._writers: dict[str, PartitionWriter] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
         self._collections: dict[str, Collection] = {}
+        self._watermark = client.register_script(read_lua(Path(__file__).parent, "watermark"))
+        self._watermark_at: dict[str, float] = {}  # when each is due, by uid
         self._drains: set[asyncio.Task[None]] = set()
         self.discarded = 0  # shards of collections that were deleted
 
@@ -123,9 +129,9 @@ class Aggregator:
     async def maintain(self) -> None:
         """Keep segments few and indexes built, for ever; children do the work."""
         while True:
-            for writer in list(self._writers.values()):
+            for uid, writer in list(self._writers.items()):
                 try:
-                    await self.on_disk(writer.maintain)
+                    await self.on_disk(lambda: self._maintain(uid, writer))  # noqa: B023
                 except StaleWriter:
                     self._on_stale()
                     return
@@ -136,6 +142,22 @@ class Aggregator:
     async def on_disk(self, work: Callable[[], _Result]) -> _Result:
         """Run ``work`` in the one thread that writes."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _maintain(self, uid: str, writer: PartitionWriter) -> None:
+        now = time.monotonic()
+        watermark = None
+        if now >= self._watermark_at.get(uid, 0.0):
+            self._watermark_at[uid] = now + _WATERMARK_S
+            watermark = self._watermark_of(uid)
+        writer.maintain(watermark=watermark)
+
+    def _watermark_of(self, uid: str) -> int | None:
+        """Below this version nothing can arrive any more; None where callers give the versions."""
+        if self._collections[uid].spec.versions != "assigned":
+            return None
+        names = [keys.outstanding(uid), keys.version(uid)]
+        with translated():
+            return int(self._watermark(keys=names, args=[_WATERMARK_MEMBERS])) or None
 
     # merge
 

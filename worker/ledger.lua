@@ -5,6 +5,7 @@
 --   rq:execution:{id}:{exec}   rq:executions:{id} zset    rq:failed:{queue} zset
 --   rq:results:{id} stream     rq:queues set              vf:lease:{queue} zset
 --   vf:load:{queue} hash       vf:bell:{queue} list       vf:alive:{box} string
+--   vf:outstanding:{uid} zset
 --   vf:reply:{box} list        vf:sub:{sub} hash, with :ok and :bad bitmaps and :errors list
 --
 -- A full Redis refuses a script whose first write may need memory. So each script's first write is

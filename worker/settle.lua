@@ -74,7 +74,11 @@ for at = 7, #ARGV, STRIDE do
         finish(id, queue, tonumber(target), payload, execution)
       else
         forget(id)
-        if outcome == 'commit' then mark(sub, block, true, docs, refused) end
+        if outcome == 'commit' then
+          mark(sub, block, true, docs, refused)
+          local uid = string.match(queue, '%.merge%.(%x+)%-')
+          if uid then redis.call('ZREM', 'vf:outstanding:' .. uid, id) end
+        end
       end
     end
     settled[#settled + 1] = 1
