@@ -11,7 +11,7 @@
 --   answer   the job is deleted, its reply goes to the box
 --   hand_on  the job moves to queue {target} with {payload} as its data
 --   commit   the job is deleted, its block is marked committed, its reply goes to the box
---   fail     the job goes to the dead letter, {payload} is RQ's compressed reason; its block is
+--   fail     a stock job with retries left is queued again; else it goes to the dead letter, {payload} is RQ's compressed reason; its block is
 --            marked refused, its reply goes to the box
 --   finish   a stock job's result ({payload}) is kept for {target} seconds where RQ looks for it
 -- Returns 1 for each job that was settled, 0 for each that was no longer ours
@@ -24,6 +24,14 @@ local function hand_on(id, queue, target, payload)
   local key = 'rq:job:' .. id
   redis.call('HSET', key, 'data', payload, 'vf_attempts', 0)
   queue_job(id, target, false)
+end
+
+local function has_retries(id)
+  local key = 'rq:job:' .. id
+  local left = tonumber(redis.call('HGET', key, 'retries_left') or 0)
+  if left <= 0 then return false end
+  redis.call('HSET', key, 'retries_left', left - 1, 'vf_attempts', 0)
+  return true
 end
 
 local function refuse(id, queue, execution, sub, data, reason)
@@ -67,7 +75,9 @@ for at = 7, #ARGV, STRIDE do
       hand_on(id, queue, target, payload)
     else
       if reply ~= '' then answer(box, reply, reply_ttl_s, most_replies) end
-      if outcome == 'fail' then
+      if outcome == 'fail' and has_retries(id) then
+        queue_job(id, queue, false)
+      elseif outcome == 'fail' then
         bury(id, queue, worker, execution, payload, iso, dead_ttl_s)
         mark(sub, block, false, docs, refused)
       elseif outcome == 'finish' then

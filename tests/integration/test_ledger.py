@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import redis
-from rq import Queue, SimpleWorker
+from rq import Queue, Retry, SimpleWorker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.worker import Worker
@@ -286,6 +286,16 @@ def test_a_stock_job_that_fails_is_in_rqs_failed_registry(client):
         "no such function"
         in Job.fetch(theirs.id, connection=client, serializer=Serializer).latest_result().exc_string
     )
+
+
+def test_a_stock_jobs_retries_are_honoured(client):
+    stock = Queue(str(QUEUE), connection=client, serializer=Serializer)
+    theirs = stock.enqueue("vecfleet.embed", {}, retry=Retry(max=2))
+    mine = ledger(client)
+    for expected in (JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED):
+        (claimed,) = mine.claim([Ask(QUEUE, 1, 99)])
+        assert mine.settle([Settlement(claimed, Failure(InvalidInput("no")))]) == [True]
+        assert theirs.get_status() == expected
 
 
 def _shape(client: redis.Redis, names: dict[str, str]) -> dict[str, object]:
