@@ -226,10 +226,16 @@ class FleetClient:
         *,
         submission: str,
         first_place: int = 0,
+        places: Sequence[int] | None = None,
         truncate: bool = True,
         answered: bool = False,
     ) -> Admitted:
-        """``enqueue_block`` for blocks that follow each other: all are admitted, or none."""
+        """``enqueue_block`` for many blocks: all are admitted, or none.
+
+        They follow each other from ``first_place`` on, or stand at ``places``. Blocks that carry
+        versions keep them, also where the collection assigns them: a resumed producer gives each
+        block the version of its first try.
+        """
         options = {
             "truncate": truncate,
             "uid": collection.uid,
@@ -243,10 +249,17 @@ class FleetClient:
                 place,
                 len(block),
             )
-            for place, block in enumerate(blocks, first_place)
+            for place, block in zip(
+                range(first_place, first_place + len(blocks)) if places is None else places,
+                blocks,
+                strict=True,
+            )
         ]
         queue = keys.embed_queue(collection.spec.space, "bulk", collection.tenant)
-        return await self._enqueue(queue, jobs, self._block_route(collection, submission, answered))
+        route = self._block_route(collection, submission, answered)
+        if blocks and blocks[0].versions and blocks[0].versions[0] is not None:
+            route = replace(route, version_uid="")
+        return await self._enqueue(queue, jobs, route)
 
     async def enqueue_delete(
         self,

@@ -29,6 +29,9 @@ class Submission:
     created_ms: int
     done_ms: int | None
     errors: tuple[dict[str, Any], ...] = ()  # the first refused documents: id, code, message
+    uid: str = ""  # the collection's
+    first_block: str = ""  # digests of what was submitted, where the client told them: so that a
+    content: str = ""  # submission's key is not used again for something else unnoticed
 
 
 class Submissions:
@@ -38,14 +41,21 @@ class Submissions:
         self._redis = client
         self._script = client.register_script(read_lua(Path(__file__).parent, "submission"))
 
-    async def open(self, submission_id: str, *, tenant: str, collection: str, uid: str) -> str:
+    async def open(
+        self, submission_id: str, *, tenant: str, collection: str, uid: str, first_block: str = ""
+    ) -> str:
         """Make the submission known; opening it again changes nothing. Returns its state."""
-        kept = ("tenant", tenant, "collection", collection, "uid", uid)
+        kept = ["tenant", tenant, "collection", collection, "uid", uid]
+        if first_block:
+            kept += ["first_block", first_block]
         return await self._run(submission_id, "", 0, *kept)
 
-    async def close(self, submission_id: str, *, blocks: int, documents: int) -> str:
+    async def close(
+        self, submission_id: str, *, blocks: int, documents: int, content: str = ""
+    ) -> str:
         """Tell how many blocks there are; returns "done" when all are settled already."""
-        return await self._run(submission_id, str(blocks), documents)
+        kept = ("content", content) if content else ()
+        return await self._run(submission_id, str(blocks), documents, *kept)
 
     async def get(self, submission_id: str, *, with_errors: bool = False) -> Submission:
         """The submission as it stands; raises ``UnknownSubmission``."""
@@ -69,6 +79,9 @@ class Submissions:
             created_ms=int(fields["created_ms"]),
             done_ms=int(fields["done_ms"]) if "done_ms" in fields else None,
             errors=tuple(codec.loads(entry) for entry in errors),
+            uid=fields.get("uid", ""),
+            first_block=fields.get("first_block", ""),
+            content=fields.get("content", ""),
         )
 
     async def cancel(self, submission_id: str) -> Submission:
