@@ -104,10 +104,12 @@ class EmbedHandler:
             }
         )
 
-    def _prompt(self, payload: dict[str, Any]) -> str:
+    def _prompt(self, payload: dict[str, Any]) -> str | None:
+        """What stands before each text; None for what the model puts before documents."""
         name = payload.get("prompt_name")
         if name is None:
-            return str(payload.get("prompt") or "")
+            prompt = payload.get("prompt")
+            return None if prompt is None else str(prompt)
         prompts = self._engine.card.prompts
         if name not in prompts:
             known = ", ".join(sorted(prompts)) or "none"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from vecfleet.common.errors import ConfigError
 from vecfleet.worker.engine import Engine
+from vecfleet.worker.memory import prepare_process
 
 
 class EngineChoice(Protocol):
@@ -29,16 +30,23 @@ async def load_engine(choice: EngineChoice) -> Engine:
     """The engine that ``choice`` asks for, ready to work; raises ``ConfigError``."""
     match choice.engine:
         case "auto" | "torch":
-            from vecfleet.worker.torch_engine import TorchEngine, TorchSettings
+            prepare_process()  # before torch is imported
+            from vecfleet.worker.torch_engine import TorchEngine
+            from vecfleet.worker.torch_loading import TorchSettings
 
-            settings = TorchSettings(
-                device=choice.device, dtype=choice.dtype, threads=choice.threads
+            return await TorchEngine.load(
+                choice.model,
+                TorchSettings(
+                    device=choice.device,
+                    dtype=cast(Any, choice.dtype),
+                    threads=choice.threads,
+                    served_name=choice.served_name,
+                ),
             )
-            return await TorchEngine.load(choice.model, settings, served_name=choice.served_name)
         case "fake":
-            from vecfleet.worker.fake_engine import FakeEngine
+            from vecfleet.worker.fake_engine import FakeEngine, FakeSettings
 
-            return FakeEngine(name=choice.served_name or choice.model)
+            return await FakeEngine.load(FakeSettings(name=choice.served_name or choice.model))
         case "null":
             from vecfleet.worker.fake_engine import NullEngine
 

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +61,14 @@ class AggregatorConfig:
     home: str = keys.DEFAULT_HOME
 
 
-def run_worker(config: WorkerConfig, on_event: OnEvent | None = None) -> int:
+LoadEngine = Callable[[WorkerConfig], Awaitable[Engine]]
+
+
+def run_worker(
+    config: WorkerConfig, on_event: OnEvent | None = None, load: LoadEngine = load_engine
+) -> int:
     """Embed and rerank until SIGTERM or SIGINT; returns the exit code."""
-    return asyncio.run(_worker(config, on_event))
+    return asyncio.run(_worker(config, on_event, load))
 
 
 def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
@@ -76,10 +81,10 @@ def run_search(config: AggregatorConfig, on_event: OnEvent | None = None) -> int
     return asyncio.run(_search(config, on_event))
 
 
-async def _worker(config: WorkerConfig, on_event: OnEvent | None) -> int:
+async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngine) -> int:
     stop, hurry = _stop_on_signals()
     client = connect(config.redis_url)
-    engine = await load_engine(config)
+    engine = await load(config)
     try:
         card = engine.card
         queues = _engine_queues(engine)
