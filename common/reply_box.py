@@ -110,6 +110,8 @@ class ReplyBox:
             if first is None:
                 return
             self._deliver(first[1])
+            if not self._waiting:
+                return
             # LPOP's count came with Redis 6.2; it saves a round trip for each further reply.
             for raw in cast(Any, await self._redis.lpop(key, _MOST_AT_ONCE)) or ():
                 self._deliver(raw)
