@@ -41,8 +41,12 @@ def run_gateway(config: GatewayConfig) -> int:
     return 0
 
 
-async def serve(config: GatewayConfig, listener: socket.socket | None = None) -> None:
-    """Serve on ``listener``, by default the config's host and port, until a signal."""
+async def serve(
+    config: GatewayConfig,
+    listener: socket.socket | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve on ``listener``, by default the config's host and port, until a signal or ``stop``."""
     fleet = FleetClient(
         connect_async(config.redis_url), admission=config.admission, timeout_s=config.timeout_s
     )
@@ -69,8 +73,17 @@ async def serve(config: GatewayConfig, listener: socket.socket | None = None) ->
     )
     host, port = listener.getsockname()[:2]
     log.info("gateway listens on http://%s:%s", host, port)
-    await _Server(settings).serve(sockets=[listener])
+    server = _Server(settings)
+    stopper = asyncio.create_task(_stop(server, stop)) if stop is not None else None
+    await server.serve(sockets=[listener])
+    if stopper is not None:
+        stopper.cancel()
     log.info("gateway has stopped")
+
+
+async def _stop(server: uvicorn.Server, stop: asyncio.Event) -> None:
+    await stop.wait()
+    server.should_exit = True
 
 
 class _Server(uvicorn.Server):

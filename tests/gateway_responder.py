@@ -41,13 +41,14 @@ def vector(text: str, dimension: int = DIMENSION) -> bytes:
 
 
 class Responder:
-    """Serves ``card`` until ``stop``; ``hold`` keeps it from claiming while it is cleared."""
+    """Serves ``card`` while its context is open, but not between ``hold`` and ``go.set``."""
 
     def __init__(self, client: redis.asyncio.Redis, card: ModelCard = CARD) -> None:
         self.card = card
         self.seen: list[dict[str, Any]] = []
         self.go = asyncio.Event()
         self.go.set()
+        self._held = asyncio.Event()
         self.answer: Callable[[str, dict[str, Any]], dict[str, Any]] = self._answer
         self._redis = client
         self._task: asyncio.Task[None] | None = None
@@ -76,10 +77,18 @@ class Responder:
             pool = f"{task}.{self.card.space}"
             await self._redis.zadd(keys.live(pool), {"responder": (seconds + 600) * 1000})
 
+    async def hold(self) -> None:
+        """Claim nothing more from now on."""
+        self._held.clear()
+        self.go.clear()
+        await self._held.wait()
+
     async def _serve(self) -> None:
         lists = [keys.queue_list(queue) for queue in self._queues]
         while True:
-            await self.go.wait()
+            if not self.go.is_set():
+                self._held.set()
+                await self.go.wait()
             found = await self._redis.blpop(lists, timeout=0.05)
             if found is not None:
                 await self._do(found[1].decode())
