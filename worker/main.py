@@ -103,7 +103,9 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
                 "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
             },
             announce=announce,
-            on_event=on_event,
+            on_event=_saying(
+                f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
+            ),
         )
         log.info("worker ready: %s on %s (%s, %s)", card.name, card.engine, card.dtype, card.space)
         await worker.run(stop, hurry=hurry)
@@ -170,9 +172,8 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
             pools=tuple(dict.fromkeys(queue.pool for queue in aggregator.queues())),
             status={"role": "aggregator", "discarded": aggregator.discarded},
         ),
-        on_event=on_event,
+        on_event=_saying(f"aggregator ready: {config.data_dir}", on_event),
     )
-    log.info("aggregator ready: home %s in %s", config.home, config.data_dir)
     try:
         await worker.run(stop, hurry=hurry)
     finally:
@@ -204,9 +205,8 @@ async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
         announce=lambda: Announcement(
             pools=tuple(queue.pool for queue in queues), status={"role": "search"}
         ),
-        on_event=on_event,
+        on_event=_saying(f"search ready: {config.data_dir}", on_event),
     )
-    log.info("search ready: home %s in %s", config.home, config.data_dir)
     try:
         await worker.run(stop, hurry=hurry)
     finally:
@@ -249,6 +249,18 @@ def _stop_on_signals() -> tuple[asyncio.Event, asyncio.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop, hurry
+
+
+def _saying(line: str, on_event: OnEvent | None) -> OnEvent:
+    """Log ``line`` once the worker is ready, that is: registered and announced."""
+
+    def tell(name: str, count: int) -> None:
+        if name == "ready":
+            log.info("%s", line)
+        if on_event is not None:
+            on_event(name, count)
+
+    return tell
 
 
 def _unique_name(role: str) -> str:

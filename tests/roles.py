@@ -1,0 +1,39 @@
+"""The roles behind the queue as processes of their own, with a fake engine that tests can slow.
+
+Run as ``python roles.py worker|aggregator|search REDIS_URL DATA_DIR STEP_S``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vecfleet.common.logs import setup_logging
+from vecfleet.worker.engine import Engine
+from vecfleet.worker.fake_engine import FakeEngine, FakeSettings
+from vecfleet.worker.main import (
+    AggregatorConfig,
+    WorkerConfig,
+    run_aggregator,
+    run_search,
+    run_worker,
+)
+
+
+def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
+    async def load(config: WorkerConfig) -> Engine:
+        return await FakeEngine.load(FakeSettings(step_s=float(step_s), step_tokens=512))
+
+    config = AggregatorConfig(redis_url, Path(data_dir))
+    match role:
+        case "worker":
+            return run_worker(WorkerConfig(redis_url, "fake"), load=load)
+        case "aggregator":
+            return run_aggregator(config)
+        case _:
+            return run_search(config)
+
+
+if __name__ == "__main__":
+    setup_logging()
+    sys.exit(main(*sys.argv[1:]))
