@@ -47,6 +47,7 @@ COMMANDS: dict[str, _Lazy] = {
     "gateway": _Lazy(_ROLES, "gateway", "Run the HTTP gateway."),
     "worker": _Lazy(_ROLES, "worker", "Run one model on one device."),
     "aggregator": _Lazy(_ROLES, "aggregator", "Run the index's writer and its search process."),
+    "health": _Lazy(_ROLES, "health", "Tell whether this host's workers show themselves."),
     "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
     "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),
     "rerank": _Lazy(_CLIENT, "rerank", "Order documents by their relevance to a query."),

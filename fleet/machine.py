@@ -77,6 +77,24 @@ def count_gpus() -> int:
         return 0
 
 
+@contextmanager
+def claimed_gpu(folder: Path, gpus: int) -> Iterator[int]:
+    """Hold the first of this host's ``gpus`` that nobody else holds by a lock in ``folder``.
+
+    Containers that share the folder share the locks. Raises ``ConfigError`` when none is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for gpu in range(gpus):
+        with (folder / f"gpu-{gpu}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield gpu
+            return
+    raise ConfigError(f"no GPU is free: {gpus} found, each held by another worker (see {folder})")
+
+
 def answers(url: str) -> bool:
     """Whether ``url`` answers with status 200; goes through no proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

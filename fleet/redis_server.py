@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote
 
 import redis
@@ -173,24 +174,25 @@ def redis_arguments(
     return arguments
 
 
-def is_ready(url: str) -> bool:
-    """Whether the Redis at ``url`` answers and has loaded its data."""
+def is_ready(url: str, pid: int | None = None) -> bool:
+    """Whether the Redis at ``url`` (the one of process ``pid``) answers and has loaded its data."""
     with contextlib.closing(connect(url)) as client:
         try:
             with translated():
-                return bool(client.ping())
+                about = cast(Any, client.info("server"))
+                return bool(client.ping()) and pid in (None, about["process_id"])
         except VecfleetError:
             return False
 
 
 def redis_log_line(line: str) -> str | None:
     """A line of Redis's log as one of our JSON log lines; None for one that tells nothing."""
+    if not line.strip() or any(noise in line for noise in _NOISE):
+        return None
     found = _LOG_LINE.fullmatch(line)
     if found is None:
-        return line if line.strip() else None
+        return line
     level, message = found[1], found[2]
-    if any(noise in message for noise in _NOISE):
-        return None
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     name = "warning" if level == "#" else "info"
     return json.dumps({"time": now, "level": name, "message": message})
@@ -248,7 +250,7 @@ class RedisServer:
                 preexec_fn=dies_with_parent(signal.SIGTERM),
             )
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not is_ready(self.url):
+        while not is_ready(self.url, self._process.pid):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 tail = "\n".join(self.log_path.read_text(errors="replace").splitlines()[-5:])

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ import click
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url
+from vecfleet.fleet.machine import claimed_gpu, count_gpus
+from vecfleet.fleet.presence import workers_here
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -141,18 +144,33 @@ def gateway(
 @_engine
 @click.option("--name", metavar="NAME", help="This worker's name; unique among the living.")
 @click.option("--served-name", metavar="NAME", help="The name clients use for the model.")
+@click.option(
+    "--claim-gpu",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Run on a GPU that no other worker with this folder holds.",
+)
 @click.pass_obj
 def worker(
     settings: Settings,
     /,
     redis_url: str | None,
     check: bool,
+    claim_gpu: Path | None,
     name: str | None,
     served_name: str | None,
     **given: Any,
 ) -> int:
     """Run one model on one device."""
-    chosen = with_given(settings, redis_url=redis_url, **given)
+    with ExitStack() as held:
+        if claim_gpu is not None and not check:
+            gpu = held.enter_context(claimed_gpu(claim_gpu, count_gpus()))
+            given["device"] = f"cuda:{gpu}"
+        chosen = with_given(settings, redis_url=redis_url, **given)
+        return _run_worker(chosen, check=check, name=name, served_name=served_name)
+
+
+def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name: str | None) -> int:
     _need_engine(chosen.engine)
     url = chosen.find_redis_url()
 
@@ -169,6 +187,18 @@ def worker(
         )
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)
+
+
+@click.command()
+@click.option("--redis", "redis_url", metavar="URL", help="The fleet's Redis.")
+@click.option("--processes", type=click.IntRange(1), default=1, help="How many to expect.")
+@click.pass_obj
+def health(settings: Settings, redis_url: str | None, processes: int) -> int:
+    """Tell whether this host's workers show themselves in Redis; for health checks."""
+    url = with_given(settings, redis_url=redis_url).find_redis_url()
+    shown = workers_here(url)
+    click.echo(f"{len(shown)} of {processes} show themselves")
+    return 0 if len(shown) >= processes else 1
 
 
 @click.command()

@@ -8,7 +8,6 @@ file and socket), ``index/`` (collections), and while the fleet runs ``fleet.jso
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -17,13 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from vecfleet.common.errors import VecfleetError
-from vecfleet.common.redis_client import connect, translated
 from vecfleet.common.settings import FLEET_FILE, Settings
 from vecfleet.fleet.console import Console
 from vecfleet.fleet.machine import answers, check_port, count_gpus, locked
+from vecfleet.fleet.presence import workers_here
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import (
     find_redis_server,
@@ -190,9 +189,7 @@ class Fleet:
         """The processes that are not at work yet."""
         pids = self._supervisor.pids()
         try:
-            with contextlib.closing(connect(self.redis_url)) as client, translated():
-                keys = cast(Any, client.smembers("rq:workers"))
-                at_work = {int(cast(Any, client.hget(key, "pid")) or 0) for key in keys}
+            at_work = workers_here(self.redis_url)
         except VecfleetError:
             return ["redis"]
         names = [
