@@ -142,9 +142,7 @@ class Batcher(Generic[C, P]):
         # A small call passes a large one that came shortly before it. The clock runs on while the
         # large one waits, so that those which come later do not pass it for ever.
         by_length = sorted(entries, key=_length, reverse=True)
-        heapq.heappush(
-            self._interactive, _Waiting(self._clock + tokens, self._number, by_length)
-        )
+        heapq.heappush(self._interactive, _Waiting(self._clock + tokens, self._number, by_length))
 
     def drop(self, call: C) -> int:
         """Forget the entries of ``call`` that wait; returns their tokens."""

@@ -1,4 +1,4 @@
-"""What a process that holds a model sets before torch is imported: its allocator and its threads."""
+"""What a process that holds a model sets before torch is imported: allocator and threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def tune_allocator() -> bool:
         (_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
         (_M_TOP_PAD, TOP_PAD_BYTES),
     )
-    return all([mallopt(option, size) == 1 for option, size in settings])
+    accepted = [mallopt(option, size) == 1 for option, size in settings]
+    return all(accepted)
 
 
 def prepare_process() -> None:

@@ -1,0 +1,362 @@
+"""Runs a model step by step in a thread of its own, for calls from an event loop.
+
+A call's texts are encoded (tokenised), wait in the batcher, and come back as rows of numbers.  A
+small call is encoded by the step thread itself between two steps, which spares a lone query two
+thread switches; a larger one in a side thread, a chunk at a time, so that steps begin at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
+from vecfleet.worker.batching import Batch, Batcher, Entry
+from vecfleet.worker.engine import EngineStats, Priority
+
+SMALL_CALL_TEXTS = 8
+SMALL_CALL_CHARS = 8 << 10
+CHUNK_TEXTS = 128
+STEP_MEDIAN_OVER = 256
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[P]):
+    """One text as the model reads it."""
+
+    payload: P
+    length: int  # tokens, after the cut
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the model said about n texts, in their order."""
+
+    values: NDArray[np.float32]  # (n, width)
+    tokens: NDArray[np.int32]  # (n,)
+    truncated: NDArray[np.bool_]  # (n,)
+
+
+class Runner(Protocol[P]):
+    """The model that a loop drives, on the loop's thread only."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        ...
+
+    def make_batcher(self) -> Batcher[Any, P]:
+        """The rule by which the model's texts are packed into steps."""
+        ...
+
+    def run(self, payloads: Sequence[P]) -> NDArray[np.float32]:
+        """One forward pass: (n, width). May raise anything; NaN marks a text that failed."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+Encode = Callable[[Sequence[T]], list[Encoded[P]]]
+OnStep = Callable[[Priority, int], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    future: asyncio.Future[Rows]
+    loop: asyncio.AbstractEventLoop
+    priority: Priority
+    rows: Rows
+    left: int
+    failures: dict[int, Exception] = field(default_factory=dict)
+    encode_now: Callable[[], list[Encoded[Any]]] | None = None
+
+
+class StepLoop(Generic[P]):
+    """The step thread, the calls in flight, and their counters."""
+
+    def __init__(self, name: str, *, on_step: OnStep | None = None) -> None:
+        """``on_step(priority, texts)`` is called on the step thread just before each step."""
+        self._name = name
+        self._on_step = on_step
+        self._changed = threading.Condition()
+        self._calls: set[_Call] = set()
+        self._to_encode: list[_Call] = []
+        self._batcher: Batcher[_Call, P]
+        self._runner: Runner[P]
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._encoders = {
+            priority: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-encode")
+            for priority in Priority
+        }
+        self._running_tokens = 0
+        self._tokens = self._texts = self._steps = 0
+        self._busy_s = 0.0
+        self._bulk_steps_s: deque[float] = deque(maxlen=STEP_MEDIAN_OVER)
+
+    async def start(self, load: Callable[[], Runner[P]]) -> None:
+        """Load the model on the step thread, which OpenMP ties its threads to; raises its error."""
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = loop.create_future()
+
+        def main() -> None:
+            try:
+                self._runner = load()
+                self._batcher = self._runner.make_batcher()
+            except Exception as error:
+                _tell(loop, _settle_start, loaded, error)
+                return
+            _tell(loop, _settle_start, loaded, None)
+            self._step_until_closed()
+
+        self._thread = threading.Thread(target=main, name=f"{self._name}-steps", daemon=True)
+        self._thread.start()
+        await loaded
+
+    async def submit(
+        self, texts: Sequence[T], encode: Encode[T, P], *, priority: Priority, whole: bool = False
+    ) -> Rows:
+        """The model's rows for ``texts``; with ``whole``, ``encode`` sees all before any runs."""
+        count = len(texts)
+        rows = Rows(
+            np.empty((count, self._runner.width), np.float32),
+            np.zeros(count, np.int32),
+            np.zeros(count, np.bool_),
+        )
+        if self._closing:
+            raise Unavailable("the engine is closed")
+        if not count:
+            return rows
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), loop, priority, rows, count)
+        if _is_small(texts):
+            call.encode_now = partial(encode, texts)
+        with self._changed:
+            self._calls.add(call)
+            if call.encode_now:
+                self._to_encode.append(call)
+                self._changed.notify()
+        if not call.encode_now:
+            chunk = count if whole else CHUNK_TEXTS
+            loop.run_in_executor(
+                self._encoders[priority], self._encode_chunks, call, texts, encode, chunk
+            )
+        try:
+            return await call.future
+        finally:
+            if call.future.cancelled():
+                self._forget(call)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters; safe to read from any thread."""
+        with self._changed:
+            return EngineStats(
+                tokens=self._tokens,
+                texts=self._texts,
+                steps=self._steps,
+                busy_s=self._busy_s,
+                pending_tokens=self._batcher.pending_tokens + self._running_tokens,
+                bulk_step_p50_s=statistics.median(self._bulk_steps_s)
+                if self._bulk_steps_s
+                else 0.0,
+            )
+
+    async def close(self) -> None:
+        """Fail what is pending and end the threads; the step that runs is finished first."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        for encoder in self._encoders.values():
+            encoder.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        with self._changed:
+            calls, self._calls = list(self._calls), set()
+        error = Unavailable("the engine was closed")
+        for call in calls:
+            _tell(call.loop, _settle, [(call, error)])
+
+    # -- encoding ---------------------------------------------------------------------------
+
+    def _encode_chunks(
+        self, call: _Call, texts: Sequence[T], encode: Encode[T, P], chunk: int
+    ) -> None:
+        for start in range(0, len(texts), chunk):
+            if call not in self._calls or self._closing:
+                return
+            part = texts[start : start + chunk]
+            if not self._encode_part(call, start, partial(encode, part)):
+                return
+
+    def _encode_part(self, call: _Call, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
+        try:
+            encoded = encode()
+        except TextsTooLong as error:
+            indices = [start + index for index in error.indices]
+            self._fail(call, TextsTooLong(error.message, indices=indices, field=error.field))
+            return False
+        except Exception as error:
+            self._fail(call, _engine_error(error))
+            return False
+        entries = []
+        for place, one in enumerate(encoded, start):
+            call.rows.tokens[place] = one.length
+            call.rows.truncated[place] = one.truncated
+            entries.append(Entry(call, place, one.length, one.payload))
+        with self._changed:
+            if call in self._calls:
+                self._batcher.add(call.priority, entries)
+                self._changed.notify()
+        return True
+
+    # -- the step thread --------------------------------------------------------------------
+
+    def _step_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                self._running_tokens = 0
+                self._changed.wait_for(self._has_work)
+                if self._closing:
+                    break
+                to_encode, self._to_encode = self._to_encode, []
+            for call in to_encode:
+                if call.encode_now:
+                    self._encode_part(call, 0, call.encode_now)
+            with self._changed:
+                batch = self._batcher.next_batch()
+                self._running_tokens = batch.tokens if batch else 0
+            if batch:
+                self._step(batch)
+        self._runner.close()
+
+    def _has_work(self) -> bool:
+        return bool(self._closing or self._to_encode or self._batcher.pending_tokens)
+
+    def _step(self, batch: Batch[_Call, P]) -> None:
+        if self._on_step:
+            self._on_step(batch.priority, len(batch.entries))
+        began = time.perf_counter()
+        self._run(batch.entries)
+        took_s = time.perf_counter() - began
+        finished = []
+        with self._changed:
+            self._steps += 1
+            self._tokens += batch.tokens
+            self._texts += len(batch.entries)
+            self._busy_s += took_s
+            if batch.priority is Priority.BULK:
+                self._bulk_steps_s.append(took_s)
+            for entry in batch.entries:
+                call = entry.call
+                call.left -= 1
+                if not call.left and call in self._calls:
+                    self._calls.discard(call)
+                    finished.append((call, _failure(call)))
+        for loop in {call.loop for call, _ in finished}:
+            _tell(loop, _settle, [done for done in finished if done[0].loop is loop])
+
+    def _run(self, entries: list[Entry[_Call, P]]) -> None:
+        """One forward pass; where it fails, each half for itself, down to single texts."""
+        try:
+            values = self._runner.run([entry.payload for entry in entries])
+        except Exception as error:
+            if len(entries) == 1:
+                log.warning("the model failed on one text: %s", _said(error))
+                entries[0].call.failures[entries[0].place] = error
+                return
+            log.warning("a step of %d texts failed, halving it: %s", len(entries), _said(error))
+            middle = len(entries) // 2
+            self._run(entries[:middle])
+            self._run(entries[middle:])
+            return
+        whole = np.isfinite(values).all(axis=1)
+        for entry, row, good in zip(entries, values, whole, strict=True):
+            entry.call.rows.values[entry.place] = row
+            if not good:
+                entry.call.failures[entry.place] = ArithmeticError("the model returned NaN")
+
+    # -- ends of calls ----------------------------------------------------------------------
+
+    def _forget(self, call: _Call) -> None:
+        with self._changed:
+            self._calls.discard(call)
+            call.encode_now = None
+            self._batcher.drop(call)
+
+    def _fail(self, call: _Call, error: VecfleetError) -> None:
+        self._forget(call)
+        _tell(call.loop, _settle, [(call, error)])
+
+
+def _is_small(texts: Sequence[Any]) -> bool:
+    if len(texts) > SMALL_CALL_TEXTS:
+        return False
+    return (
+        sum(len(t) if isinstance(t, str) else sum(map(len, t)) for t in texts) <= SMALL_CALL_CHARS
+    )
+
+
+def _failure(call: _Call) -> VecfleetError | None:
+    if not call.failures:
+        return None
+    indices = sorted(call.failures)
+    first = _said(call.failures[indices[0]])
+    return EngineFailed(f"the model failed on {len(indices)} texts: {first}", indices=indices)
+
+
+def _engine_error(error: Exception) -> VecfleetError:
+    if isinstance(error, VecfleetError):
+        return error
+    return EngineFailed(f"the tokenizer failed: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None:
+    if loaded.done():
+        return
+    if error is None:
+        loaded.set_result(None)
+    else:
+        loaded.set_exception(error)
+
+
+def _settle(finished: list[tuple[_Call, VecfleetError | None]]) -> None:
+    for call, error in finished:
+        if call.future.done():
+            continue
+        if error is None:
+            call.future.set_result(call.rows)
+        else:
+            call.future.set_exception(error)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., None], *args: Any) -> None:
+    """Call ``tell`` on the event loop; nobody waits any more where that is closed."""
+    try:
+        loop.call_soon_threadsafe(tell, *args)
+    except RuntimeError:
+        log.debug("the caller's event loop is closed")

@@ -1,0 +1,294 @@
+"""A transformers model that turns a step's tokens into vectors or scores.
+
+Two ways through the model: packed (``torch_packing``) and padded, transformers' own.  Padded is
+right for every model; packed is taken after it gave the same result when the model was loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vecfleet.worker.batching import Batcher, packed_cost, padded_cost, rounded
+from vecfleet.worker.tokenizer import Tokens
+from vecfleet.worker.torch_linear import Replaced, use_onednn
+from vecfleet.worker.torch_packing import ATTENTION_NAME, Kernel, UnsupportedModel, pack
+
+TRIAL_LENGTHS = (5, 16, 17, 48, 61, 61, 100, 199)
+TIMED_TRIALS = 6
+SAME_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
+SAME_SCORE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+log = logging.getLogger(__name__)
+
+
+class States:
+    """The model's last hidden states of n texts."""
+
+    def __init__(
+        self, states: Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> None:
+        """``states`` is (tokens, hidden); text i has rows starts[i] to starts[i] + lengths[i]."""
+        self._states = states
+        self._starts = starts
+        self._lengths = lengths
+
+    def first(self) -> Tensor:
+        """(n, hidden) of each text's first token."""
+        return self._at(self._starts)
+
+    def last(self) -> Tensor:
+        """(n, hidden) of each text's last token."""
+        return self._at(self._starts + self._lengths - 1)
+
+    def mean(self) -> Tensor:
+        """(n, hidden) float32 means over each text's tokens."""
+        owner = np.repeat(np.arange(len(self._lengths)), self._lengths)
+        gaps = self._starts - (np.cumsum(self._lengths) - self._lengths)
+        rows = np.arange(len(owner)) + gaps[owner]
+        weights = np.zeros((len(self._lengths), self._states.shape[0]), np.float32)
+        weights[owner, rows] = (1.0 / self._lengths)[owner]
+        return torch.from_numpy(weights).to(self._states.device) @ self._states.float()
+
+    def _at(self, rows: NDArray[np.int64]) -> Tensor:
+        return self._states[torch.from_numpy(rows).to(self._states.device)]
+
+
+Head = Callable[[States], Tensor]
+
+
+def pooled(pooling: str) -> Head:
+    """Unit vectors (n, hidden) by "mean", "cls" or "last" token."""
+
+    def head(states: States) -> Tensor:
+        if pooling == "mean":
+            found = states.mean()
+        else:
+            found = (states.first() if pooling == "cls" else states.last()).float()
+        return normalize(found, dim=-1)
+
+    return head
+
+
+def yes_or_no(weights: Tensor) -> Head:
+    """P(yes) / (P(yes) + P(no)) as (n, 1); ``weights`` (2, hidden) give the logits of no and yes."""
+    difference = (weights[1].float() - weights[0].float()).unsqueeze(1)
+
+    def head(states: States) -> Tensor:
+        return torch.sigmoid(states.last().float() @ difference)
+
+    return head
+
+
+def classified(pooler: nn.Module | None, classifier: nn.Module) -> Head:
+    """Relevance (n, 1) by a classification head that reads the first token."""
+
+    def head(states: States) -> Tensor:
+        first = states.first().unsqueeze(1)
+        return relevance(classifier(first if pooler is None else pooler(first)))
+
+    return head
+
+
+def relevance(logits: Tensor) -> Tensor:
+    """(n, 1) in [0, 1] from (n, 1) or (n, 2) logits."""
+    if logits.shape[-1] == 1:
+        return torch.sigmoid(logits.float())
+    return torch.softmax(logits.float(), -1)[:, -1:]
+
+
+class TorchModel:
+    """Runs steps on one device; used by one thread."""
+
+    def __init__(
+        self,
+        base: Any,  # a transformers model
+        head: Head,
+        *,
+        width: int,
+        max_tokens: int,
+        pad_id: int,
+        reads_types: bool,
+        whole: Any = None,
+    ) -> None:
+        """``whole``, a classifier with ``base`` in it, is what the padded way runs."""
+        self.width = width
+        self.packed = False
+        self.kernel: Kernel = "fused"
+        self.onednn = False
+        self.step_tokens = 0
+        self._base = base
+        self._whole = whole
+        self._head = head
+        self._max_tokens = max_tokens
+        self._pad_id = pad_id
+        self._reads_types = reads_types
+        parameter = next(base.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._position_offset = _position_offset(base)
+
+    def make_batcher(self) -> Batcher[Any, Tokens]:
+        """See ``Runner``."""
+        return Batcher(self.step_tokens, packed_cost if self.packed else padded_cost)
+
+    def run(self, payloads: Sequence[Tokens]) -> NDArray[np.float32]:
+        """(n, width) for texts of rising length."""
+        with torch.inference_mode():
+            found = self._run_packed(payloads) if self.packed else self._run_padded(payloads)
+            result: NDArray[np.float32] = found.float().cpu().numpy()
+        return result
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._base, self._whole, self._head
+
+    # -- two ways through the model -----------------------------------------------------------
+
+    def _run_packed(self, payloads: Sequence[Tokens]) -> Tensor:
+        packed = pack([len(p.ids) for p in payloads], self.kernel, self.device, self.dtype)
+        row = np.full((3, packed.row_tokens), 0, np.int64)
+        row[0, packed.tokens :] = self._pad_id
+        np.concatenate([p.ids for p in payloads], out=row[0, : packed.tokens])
+        row[1, : packed.tokens] = packed.positions
+        row[1] += self._position_offset
+        if self._reads_types:
+            _write_types(row[2], payloads, packed.starts)
+        ids, positions, types = torch.from_numpy(row).to(self.device).unsqueeze(1)
+        extra = {"token_type_ids": types} if self._reads_types else {}
+        found = self._base(
+            input_ids=ids, position_ids=positions, packed=packed, use_cache=False, **extra
+        )
+        return self._head(States(found.last_hidden_state[0], packed.starts, packed.lengths))
+
+    def _run_padded(self, payloads: Sequence[Tokens]) -> Tensor:
+        lengths = np.array([len(p.ids) for p in payloads], np.int64)
+        width = min(rounded(int(lengths.max())), self._max_tokens)
+        rows = np.zeros((3, len(payloads), width), np.int64)
+        rows[0] = self._pad_id
+        for place, payload in enumerate(payloads):
+            rows[0, place, : len(payload.ids)] = payload.ids
+            rows[1, place, : len(payload.ids)] = 1
+            if payload.types is not None:
+                rows[2, place, : len(payload.ids)] = payload.types
+        ids, mask, types = torch.from_numpy(rows).to(self.device)
+        extra = {"token_type_ids": types} if self._reads_types else {}
+        if self._whole is not None:
+            return relevance(self._whole(input_ids=ids, attention_mask=mask, **extra).logits)
+        found = self._base(input_ids=ids, attention_mask=mask, **extra).last_hidden_state
+        starts = np.arange(len(payloads)) * width
+        return self._head(States(found.flatten(0, 1), starts, lengths))
+
+    # -- choosing between them when the model is loaded ---------------------------------------
+
+    def choose_way(self) -> None:
+        """Take the fastest way that agrees with the padded one."""
+        trial = self._trial()
+        expected = self.run(trial)
+        onednn = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        for prepared in (True, False) if onednn else (False,):
+            replaced = Replaced()
+            try:
+                if prepared:
+                    use_onednn(self._outer, replaced)
+                if self._choose_kernel(trial, expected):
+                    self.onednn = prepared
+                    return
+            except (RuntimeError, AttributeError, NotImplementedError) as error:
+                log.info("oneDNN's layout is not for this model: %s", error)
+            replaced.undo()
+        log.info("the model runs padded: packed, it does not give the same results")
+
+    def _choose_kernel(self, trial: list[Tokens], expected: NDArray[np.float32]) -> bool:
+        """Turn packing on with the fastest kernel that agrees; False where none does."""
+        before = self._base.config._attn_implementation
+        kernels: tuple[Kernel, ...] = (
+            ("fused", "plain") if self.device.type == "cpu" else ("fused",)
+        )
+        times: dict[Kernel, float] = {}
+        self.packed = True
+        try:
+            self._base.set_attn_implementation(ATTENTION_NAME)
+            kernels = [
+                kernel for kernel in kernels if self._agrees(self._with(kernel, trial), expected)
+            ]
+        except (UnsupportedModel, ValueError, TypeError, KeyError, RuntimeError) as error:
+            log.info("the model does not run packed: %s", error)
+            kernels = []
+        if not kernels:
+            self.packed = False
+            self._base.set_attn_implementation(before)
+            return False
+        self.kernel = kernels[0] if len(kernels) == 1 else self._faster(kernels, trial)
+        return True
+
+    def _with(self, kernel: Kernel, payloads: list[Tokens]) -> NDArray[np.float32]:
+        self.kernel = kernel
+        return self.run(payloads)
+
+    def _faster(self, kernels: list[Kernel], trial: list[Tokens]) -> Kernel:
+        """The faster kernel. They take turns, as other processes may disturb any of them."""
+        best = dict.fromkeys(kernels, float("inf"))
+        for _ in range(TIMED_TRIALS):
+            for kernel in kernels:
+                began = time.perf_counter()
+                self._with(kernel, trial)
+                best[kernel] = min(best[kernel], time.perf_counter() - began)
+        return min(kernels, key=lambda kernel: best[kernel])
+
+    def _agrees(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
+        if self.width == 1:
+            return bool(np.abs(found - expected).max() <= SAME_SCORE[self.dtype])
+        return bool((found * expected).sum(1).min() >= SAME_COSINE[self.dtype])
+
+    def time_step(self, payloads: list[Tokens], times: int) -> float:
+        """Seconds of the fastest of ``times`` runs, after one that warms up."""
+        self.run(payloads)
+        took = []
+        for _ in range(times):
+            began = time.perf_counter()
+            self.run(payloads)
+            took.append(time.perf_counter() - began)
+        return min(took)
+
+    def trial_step(self, tokens: int, length: int) -> list[Tokens]:
+        """Texts of ``length`` random tokens that come to about ``tokens``."""
+        length = min(length, self._max_tokens)
+        return [self._random_text(length, seed) for seed in range(max(1, tokens // length))]
+
+    def _trial(self) -> list[Tokens]:
+        lengths = sorted(min(length, self._max_tokens) for length in TRIAL_LENGTHS)
+        return [self._random_text(length, seed) for seed, length in enumerate(lengths)]
+
+    def _random_text(self, length: int, seed: int) -> Tokens:
+        vocabulary = int(self._base.config.vocab_size)
+        ids = np.random.default_rng(seed).integers(vocabulary // 8, vocabulary, length, np.int32)
+        ids[ids == self._pad_id] += 1
+        return Tokens(np.minimum(ids, vocabulary - 1))
+
+    @property
+    def _outer(self) -> nn.Module:
+        return self._whole if self._whole is not None else self._base
+
+
+def _write_types(
+    row: NDArray[np.int64], payloads: Sequence[Tokens], starts: NDArray[np.int64]
+) -> None:
+    for payload, start in zip(payloads, starts.tolist(), strict=True):
+        if payload.types is not None:
+            row[start : start + len(payload.types)] = payload.types
+
+
+def _position_offset(base: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa and its kin count from the padding's id on."""
+    for name, module in base.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
