@@ -26,12 +26,19 @@ from vecfleet.common.errors import (
     VecfleetError,
 )
 from vecfleet.worker.digest import shard_key
-from vecfleet.worker.durable import CrashPoint, no_crash
+from vecfleet.worker.durable import CrashPoint, file_crc, no_crash
 from vecfleet.worker.index_policy import DEFAULT_THRESHOLDS, Thresholds
 from vecfleet.worker.liveness import Liveness, losers_within
 from vecfleet.worker.manifest import FILE_NAME, Manifest, is_undone
 from vecfleet.worker.open_segment import OpenSegment
-from vecfleet.worker.partition_state import Change, PartitionSpec, SegmentEntry, State
+from vecfleet.worker.partition_state import (
+    Change,
+    IndexEntry,
+    PartitionSpec,
+    SegmentEntry,
+    State,
+    Template,
+)
 from vecfleet.worker.rows import RowNumbers
 from vecfleet.worker.segment import Segment, joined, write_segment
 from vecfleet.worker.shard import Shard
@@ -410,9 +417,19 @@ class PartitionWriter:
         for number, rows in self._manifest.deltas(0)[1]:
             if number in self._segments:
                 self._segments[number].liveness.kill(rows)
-        if faults:
-            self._commit(Change(replace_segments=faults))
+        change = Change(
+            replace_segments=faults,
+            remove_indexes=[i.segment for i in self._state.indexes if self._is_damaged(i)],
+            remove_templates=[t.hash for t in self._state.templates if self._is_damaged(t)],
+        )
+        if change != Change():
+            self._commit(change)
         self._remove_leftovers()
+
+    def _is_damaged(self, derived: IndexEntry | Template) -> bool:
+        """Whether a derived file has to be built again."""
+        path = self.directory / derived.file
+        return not path.exists() or file_crc(path) != derived.crc
 
     def _quarantine(self, file: str) -> None:
         target = self.directory / QUARANTINE

@@ -8,7 +8,7 @@ searches may run in different threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -166,7 +166,7 @@ class PartitionReader:
         unit = self._unit(view, queries)
         lists = NearestLists(view.efforts)
         found = [part.search(unit, top_k, lists) for part in view.parts]
-        return self._hits(view, found, top_k, threshold, with_text)
+        return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
     def exact(self, queries: NDArray[np.float32], top_k: int) -> list[list[Hit]]:
         """Like ``search`` without texts, by comparing every document: the measure of recall."""
@@ -176,7 +176,7 @@ class PartitionReader:
             scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible)
             for part in view.parts
         ]
-        return self._hits(view, found, top_k, -1.0, False)
+        return self._hits(view, len(unit), found, top_k, -1.0, False)
 
     def get(self, ids: Sequence[str]) -> list[StoredDocument | None]:
         """The documents of these ids, None where there is none."""
@@ -189,6 +189,14 @@ class PartitionReader:
                     version = int(part.segment.rows.versions[row])
                     result[place] = StoredDocument(ids[place], text, metadata, version)
         return result
+
+    def documents(self) -> Iterator[StoredDocument]:
+        """Every document of the present view, in no order that means anything."""
+        for part in self._present().parts:
+            for row in np.flatnonzero(part.liveness.visible).tolist():
+                text, metadata = part.segment.read(row)
+                version = int(part.segment.rows.versions[row])
+                yield StoredDocument(part.segment.rows.id(row), text, metadata, version)
 
     def unchanged(
         self, keys: NDArray[np.uint64], contents: NDArray[np.uint64]
@@ -284,7 +292,7 @@ class PartitionReader:
                     raise CorruptData(f"{entry.file} does not match its checksum")
                 index = DerivedIndex(path, entry.kind, entry.effort, entry.template)
             except (OSError, CorruptData):
-                entry = None
+                index = None  # the entry is kept, so that the file is not tried again
         return replace(part, index=index, index_entry=entry)
 
     def _unit(self, view: _View, queries: NDArray[np.float32]) -> Scores:
@@ -300,11 +308,17 @@ class PartitionReader:
         return unit
 
     def _hits(
-        self, view: _View, found: Sequence[Found], k: int, threshold: float, with_text: bool
+        self,
+        view: _View,
+        count: int,
+        found: Sequence[Found],
+        k: int,
+        threshold: float,
+        with_text: bool,
     ) -> list[list[Hit]]:
-        """Merge the finds of all parts into each query's hits."""
+        """Merge the finds of all parts into the hits of each of ``count`` queries."""
         if not found:
-            return []
+            return [[] for _ in range(count)]
         scores = np.concatenate([part_scores for part_scores, _ in found], axis=1)
         rows = np.concatenate([part_rows for _, part_rows in found], axis=1)
         owners = np.repeat(np.arange(len(found)), [s.shape[1] for s, _ in found])

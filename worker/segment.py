@@ -184,7 +184,7 @@ def write_segment(
         for name in _DTYPES:
             crc, length = 0, 0
             for piece in pieces[name]:
-                raw = np.ascontiguousarray(piece).data.cast("B")
+                raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
                 crc = zlib.crc32(raw, crc)
                 length += len(raw)
                 write_all(handle, raw)

@@ -1,0 +1,108 @@
+import pytest
+
+from vecfleet.common.collection import CollectionSpec
+from vecfleet.common.errors import (
+    CollectionConflict,
+    CorruptManifest,
+    InvalidInput,
+    InvalidName,
+    UnknownCollection,
+)
+from vecfleet.worker.catalog import FILE_NAME, Catalog, partition_spec
+
+SPEC = CollectionSpec("model", "space", 384)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    catalog = Catalog.open(tmp_path)
+    yield catalog
+    catalog.close()
+
+
+def test_create_is_idempotent_and_survives_a_restart(catalog, tmp_path):
+    made = catalog.create("docs", SPEC)
+    assert catalog.create("docs", SPEC) == made
+    catalog.close()
+    again = Catalog.open(tmp_path)
+    assert again.get("docs") == made == again.by_uid(made.uid)
+    assert again.list() == [made]
+    assert partition_spec(made).dimension == 384
+    again.close()
+
+
+def test_another_spec_is_a_conflict(catalog):
+    catalog.create("docs", SPEC)
+    with pytest.raises(CollectionConflict):
+        catalog.create("docs", CollectionSpec("model", "space", 768))
+    with pytest.raises(InvalidInput):
+        catalog.create("other", CollectionSpec("model", "space", 384, policy="flat"))
+
+
+def test_tenants_do_not_see_each_other(catalog):
+    first = catalog.create("docs", SPEC, "a")
+    second = catalog.create("docs", CollectionSpec("model", "space", 8), "b")
+    assert first.uid != second.uid
+    assert catalog.list("a") == [first]
+    assert len(catalog.list()) == 2
+    with pytest.raises(UnknownCollection):
+        catalog.get("docs", "c")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", "a/b", "a\0b", "../x", "a b", "ｄocs", "x" * 65, "a\n", None, 3]
+)
+def test_names_are_checked(catalog, name):
+    with pytest.raises(InvalidName):
+        catalog.create(name, SPEC)
+    with pytest.raises(InvalidName):
+        catalog.get(name)
+
+
+def test_delete_removes_the_directory_and_frees_the_name(catalog):
+    made = catalog.create("docs", SPEC)
+    directory = catalog.directory(made)
+    assert directory.parent.name == made.uid
+    directory.mkdir(parents=True)
+    (directory / "seg").write_text("x")
+    assert catalog.delete("docs") == made
+    assert not directory.parent.exists()
+    assert catalog.by_uid(made.uid) is None
+    assert catalog.was_deleted(made.uid)
+    with pytest.raises(UnknownCollection):
+        catalog.get("docs")
+    again = catalog.create("docs", CollectionSpec("model", "space", 8))
+    assert again.uid != made.uid
+    assert not catalog.was_deleted(again.uid)
+
+
+def test_a_deletion_that_was_interrupted_is_finished_at_the_next_start(catalog, tmp_path):
+    made = catalog.create("docs", SPEC)
+    catalog._db.execute("DELETE FROM collections")
+    catalog._db.execute("INSERT INTO deleted VALUES (?, 0, 0)", (made.uid,))
+    catalog.directory(made).mkdir(parents=True)
+    catalog.close()
+    again = Catalog.open(tmp_path)
+    assert not again.directory(made).parent.exists()
+    again.close()
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(catalog, tmp_path):
+    made = catalog.create("docs", SPEC)
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "gold").write_text("x")
+    (tmp_path / made.uid).symlink_to(treasure)
+    catalog.delete("docs")
+    assert (treasure / "gold").exists()
+    assert not (tmp_path / made.uid).is_symlink()
+
+
+def test_a_damaged_catalogue_is_named(tmp_path):
+    catalog = Catalog.open(tmp_path)
+    catalog.create("docs", SPEC)
+    catalog.close()
+    path = tmp_path / FILE_NAME
+    path.write_bytes(b"x" * 4096 + path.read_bytes()[4096:])
+    with pytest.raises(CorruptManifest, match="catalog"):
+        Catalog.open(tmp_path)
