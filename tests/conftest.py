@@ -10,7 +10,7 @@ import redis.asyncio
 from servers import Process, redis_binaries, require_or_skip, start_role
 
 from vecfleet.common.redis_client import connect_async
-from vecfleet.fleet.redis_server import RedisAddress, RedisBinary, RedisServer, free_port
+from vecfleet.fleet.redis_server import RedisBinary, RedisServer
 
 REDIS_BINARIES = redis_binaries()
 RedisServerFactory = Callable[..., RedisServer]
@@ -45,9 +45,8 @@ def _session_redis(
     redis_binary: RedisBinary, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisServer]:
     # One server a pytest process, and so one for each xdist worker.
-    address = RedisAddress(port=free_port())
     folder = tmp_path_factory.mktemp("redis")
-    with RedisServer(folder, binary=redis_binary, address=address, append_only=False) as server:
+    with RedisServer(folder, binary=redis_binary, append_only=False) as server:
         yield server
 
 
@@ -94,7 +93,6 @@ def redis_server_factory(
         server = RedisServer(
             data_dir or tmp_path_factory.mktemp("redis"),
             binary=binary or redis_binary,
-            address=RedisAddress(port=free_port()),
             append_only=append_only,
             extra=extra,
         )
