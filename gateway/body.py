@@ -39,7 +39,8 @@ class Bodies:
     async def read_object(self, request: Request, max_bytes: int | None = None) -> dict[str, Any]:
         """The JSON object in the body; raises an ``InvalidInput`` whose field is ``body``.
 
-        From here on the request is cancelled when its client goes away.
+        From here on the request is cancelled when its client goes away: for work that nobody
+        else has use for.
         """
         raw = await self.read(request, max_bytes or self._limits.max_inference_body_bytes)
         value = parse_json(raw)
@@ -47,8 +48,11 @@ class Bodies:
             raise InvalidInput("the body must be a JSON object", field=BODY)
         return value
 
-    async def read(self, request: Request, max_bytes: int) -> bytes:
-        """The whole body; raises ``BodyTooLarge``, ``BodyTooSlow`` or ``Unavailable``."""
+    async def read(self, request: Request, max_bytes: int, *, watch: bool = True) -> bytes:
+        """The whole body; raises ``BodyTooLarge``, ``BodyTooSlow`` or ``Unavailable``.
+
+        ``watch``: cancel the request when its client goes away, from here on.
+        """
         context = context_of(request)
         if context.content_length is not None and context.content_length > max_bytes:
             raise _too_large(max_bytes)
@@ -61,7 +65,8 @@ class Bodies:
                 raise _too_large(max_bytes)
             if self._buffered > self._limits.max_buffered_bytes:
                 raise Unavailable("the gateway holds too many large bodies", retry_after_s=1.0)
-        watch_client(request, context)
+        if watch:
+            watch_client(request, context)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self, context: RequestContext) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from vecfleet.common import codec
 from vecfleet.common.collection import Collection
 from vecfleet.common.document import Block, Document
-from vecfleet.common.errors import InvalidInput, QueueFull
+from vecfleet.common.errors import Conflict, InvalidInput, QueueFull
 from vecfleet.gateway.config import GatewayLimits
 from vecfleet.gateway.fleet import Fleet
 
@@ -38,21 +40,14 @@ class Feeder:
         self._truncate = truncate
         self._limits = limits
         self._keyed = keyed
+        self._opened = False
+        self._content = hashlib.blake2b(digest_size=16)
         self._errors: list[dict[str, Any]] = []
         self._block = Block()
         self._blocks = 0
         self._next_line = 1  # the first line that is neither accepted nor rejected for good
         self._last_line = 0
         self._state = ""
-
-    async def open(self) -> None:
-        """Make the submission known."""
-        self._state = await self._fleet.submissions.open(
-            self.submission,
-            tenant=self._collection.tenant,
-            collection=self._collection.name,
-            uid=self._collection.uid,
-        )
 
     def reject(self, line: int, error: InvalidInput) -> None:
         """Keep why a line was refused; the first errors are kept whole, all are counted."""
@@ -83,7 +78,13 @@ class Feeder:
         self._next_line = self._last_line + 1
 
     async def send(self, blocks: Sequence[Block], wait_s: float) -> None:
-        """Enqueue blocks, all or none; raises ``QueueFull`` when there was no room in time."""
+        """Enqueue blocks, all or none; raises ``QueueFull`` when there was no room in time.
+
+        Raises ``Conflict`` when the key was used for other documents before.
+        """
+        first_block = self._note_content(blocks)
+        if not self._opened:
+            await self._open(first_block)
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -104,19 +105,52 @@ class Feeder:
         self.accepted += sum(len(block) for block in blocks)
 
     async def close(self) -> None:
-        """There is no more to come."""
-        self._state = await self._fleet.submissions.close(
-            self.submission, blocks=self._blocks, documents=self.accepted
+        """There is no more to come; raises ``Conflict`` as ``send`` does."""
+        if not self._opened:
+            await self._open("")
+        content = self._content.hexdigest() if self._keyed else ""
+        book = self._fleet.submissions
+        self._state = await book.close(
+            self.submission, blocks=self._blocks, documents=self.accepted, content=content
         )
+        if self._keyed and (await book.get(self.submission)).content != content:
+            raise _other_documents()
 
     async def settle_partial(self) -> None:
         """It broke off. Without a key nobody can continue it, so it ends with what it has."""
-        if self._keyed:
+        if self._keyed or not self._opened:
             return
         if self._blocks:
             await self.close()
         else:
             await self._fleet.submissions.discard(self.submission)
+
+    async def _open(self, first_block: str) -> None:
+        """Make the submission known; a key must not stand for two different submissions."""
+        book = self._fleet.submissions
+        self._state = await book.open(
+            self.submission,
+            tenant=self._collection.tenant,
+            collection=self._collection.name,
+            uid=self._collection.uid,
+            first_block=first_block,
+        )
+        self._opened = True
+        if first_block and (await book.get(self.submission)).first_block != first_block:
+            raise _other_documents()
+
+    def _note_content(self, blocks: Sequence[Block]) -> str:
+        """Digest what is sent under a key; returns the first block's digest, or ''."""
+        if not self._keyed:
+            return ""
+        digests = [
+            hashlib.blake2b(
+                codec.dumps([block.to_wire(), self._truncate]), digest_size=16
+            ).hexdigest()
+            for block in blocks
+        ]
+        self._content.update("".join(digests).encode())
+        return digests[0]
 
     def report(self) -> dict[str, Any]:
         """What happened to the documents so far."""
@@ -129,3 +163,10 @@ class Feeder:
             "errors": self._errors,
         }
         return report if self._last_line == 0 else {**report, "next_line": self._next_line}
+
+
+def _other_documents() -> Conflict:
+    return Conflict(
+        "this Idempotency-Key was used for other documents; use a new one",
+        field="Idempotency-Key",
+    )

@@ -18,11 +18,15 @@ from vecfleet.common.submission import Submission
 class SubmissionBook(Protocol):
     """``common.submission.Submissions``."""
 
-    async def open(self, submission_id: str, *, tenant: str, collection: str, uid: str) -> str:
+    async def open(
+        self, submission_id: str, *, tenant: str, collection: str, uid: str, first_block: str = ""
+    ) -> str:
         """Make a submission known."""
         ...
 
-    async def close(self, submission_id: str, *, blocks: int, documents: int) -> str:
+    async def close(
+        self, submission_id: str, *, blocks: int, documents: int, content: str = ""
+    ) -> str:
         """Tell how many blocks it has."""
         ...
 

@@ -85,7 +85,8 @@ class Ingest:
     async def _take_json(
         self, request: Request, collection: Collection, feeder: Feeder
     ) -> Response:
-        raw = await self._bodies.read(request, self._limits.max_body_bytes)
+        # Not watched: what is half enqueued is finished, whether or not the client still waits.
+        raw = await self._bodies.read(request, self._limits.max_body_bytes, watch=False)
         rows = _rows(parse_json(raw), self._limits.max_documents)
         documents = []
         for i, row in enumerate(rows):
@@ -96,7 +97,6 @@ class Ingest:
                 raise
             if i % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-        await feeder.open()
         try:
             await feeder.send(list(cut_blocks(documents)), wait_s=0.0)
         except VecfleetError:
@@ -113,10 +113,9 @@ class Ingest:
         self._streams += 1
         self._metrics.streams.inc()
         try:
-            await feeder.open()
             await self._feed(request, collection, feeder)
-        except ClientGone:
-            log.info("the client left", extra=log_fields(accepted=feeder.accepted))
+        except (ClientGone, asyncio.CancelledError):
+            log.info("a stream broke off", extra=log_fields(accepted=feeder.accepted))
             await feeder.settle_partial()
             raise
         except VecfleetError as error:

@@ -39,15 +39,19 @@ class FakeBook:
     def __init__(self) -> None:
         self.kept: dict[str, Submission] = {}
 
-    async def open(self, submission_id: str, *, tenant: str, collection: str, uid: str) -> str:
-        self.kept.setdefault(
-            submission_id,
-            Submission(submission_id, "open", collection, tenant, None, 0, 0, 1000, None),
-        )
+    async def open(
+        self, submission_id: str, *, tenant: str, collection: str, uid: str, first_block: str = ""
+    ) -> str:
+        fresh = Submission(submission_id, "open", collection, tenant, None, 0, 0, 1000, None)
+        fresh = dataclasses.replace(fresh, first_block=first_block)
+        self.kept.setdefault(submission_id, fresh)
         return self.kept[submission_id].state
 
-    async def close(self, submission_id: str, *, blocks: int, documents: int) -> str:
-        self._change(submission_id, state="closed", documents=documents)
+    async def close(
+        self, submission_id: str, *, blocks: int, documents: int, content: str = ""
+    ) -> str:
+        content = self.kept[submission_id].content or content
+        self._change(submission_id, state="closed", documents=documents, content=content)
         return "closed"
 
     async def get(self, submission_id: str, *, with_errors: bool = False) -> Submission:
