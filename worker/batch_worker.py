@@ -29,7 +29,7 @@ from vecfleet.common.errors import (
     VecfleetError,
 )
 from vecfleet.worker.handlers import Handlers, Many, One
-from vecfleet.worker.job import ClaimedJob, Commit, Failure, HandOn, Outcome, Settlement
+from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 from vecfleet.worker.window import Window
 
@@ -39,7 +39,7 @@ _BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
 _ROOM_WAIT_S = 0.5
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _SETTLE_JOBS = 128
-_SETTLE_BYTES = 16 << 20
+_SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
 _REPORT_S = 2.0
 
 OnEvent = Callable[[str, int], None]  # name of what happened, and to how many jobs
@@ -402,10 +402,11 @@ def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
 
 
 def _size(settlement: Settlement) -> int:
+    """Roughly how many bytes of an outcome go to Redis."""
     match settlement.outcome:
-        case HandOn() as outcome:
-            return len(outcome.data)
-        case Commit():
+        case HandOn(data=data):
+            return len(data)
+        case Answer(body=dict() as body):
+            return len(body.get("vectors", b""))
+        case _:
             return 0
-        case outcome:
-            return len(getattr(outcome, "body", None) or ())
