@@ -66,6 +66,7 @@ async def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         backlog=_BACKLOG,
         limit_concurrency=config.limits.max_connections,
         timeout_keep_alive=int(config.limits.idle_timeout_s),
