@@ -84,6 +84,22 @@ class Submissions:
             content=fields.get("content", ""),
         )
 
+    async def unfinished(self, most: int = 100) -> list[Submission]:
+        """Submissions that are open or closed but not done, newest first; at most ``most``."""
+        found: list[Submission] = []
+        prefix = keys.submission("")
+        with translated():
+            async for raw in self._redis.scan_iter(f"{prefix}*", count=1000, _type="HASH"):
+                try:
+                    submission = await self.get(raw.decode().removeprefix(prefix))
+                except UnknownSubmission:
+                    continue  # it expired while we looked
+                if submission.state in ("open", "closed"):
+                    found.append(submission)
+                if len(found) >= most:
+                    break
+        return sorted(found, key=lambda s: s.created_ms, reverse=True)
+
     async def cancel(self, submission_id: str) -> Submission:
         """Stop a submission: what no worker has claimed is dropped, what is committed stays."""
         submission = await self.get(submission_id)

@@ -1,0 +1,375 @@
+"""The door for programs: documents into collections through Redis, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from vecfleet.common import keys, limits
+from vecfleet.common.collection import Collection
+from vecfleet.common.document import check_document_id, check_text, check_texts
+from vecfleet.common.errors import InvalidInput, SpaceMismatch, VecfleetError
+from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
+from vecfleet.common.model import ModelCard
+from vecfleet.common.names import new_id
+from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
+from vecfleet.common.queue_client import Admission
+from vecfleet.common.redis_client import connect_async
+from vecfleet.producer.cutting import Cutter, Item
+from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
+from vecfleet.producer.items import Rejected
+from vecfleet.producer.journal import Journal
+from vecfleet.producer.options import SubmitOptions
+from vecfleet.producer.pulling import AsyncPuller, IterablePuller, WorkLine
+from vecfleet.producer.result import Progress, SubmissionResult
+from vecfleet.producer.submitter import Submitter, Task
+
+log = logging.getLogger(__name__)
+
+Documents = Iterable[Item] | AsyncIterable[Item]
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_KEY_BYTES = 256
+_STATS_TIMEOUT_S = 2.0
+_QUERY_PROMPT = "query"
+_MANY_IDS = 1024
+_A = TypeVar("_A")
+
+
+class AsyncProducer:
+    """Puts documents into collections and asks the fleet; for one event loop.
+
+    Connects at its first call. Use it as an async context manager, or ``close`` it.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        tenant: str = keys.DEFAULT_TENANT,
+        admission: Admission | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        journal_dir: str | Path | None = None,
+    ) -> None:
+        """``journal_dir`` keeps a journal of each submission; ``timeout_s`` bounds each question.
+
+        Raises ``ConfigError`` when the URL is none.
+        """
+        self._fleet = FleetClient(
+            connect_async(redis_url), admission=admission, timeout_s=timeout_s
+        )
+        self._tenant = tenant
+        self._journal_dir = None if journal_dir is None else Path(journal_dir)
+        self._opening = asyncio.Lock()
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        await self.fleet()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def fleet(self) -> FleetClient:
+        """The connected client; raises ``RedisUnavailable``."""
+        async with self._opening:
+            if not self._is_open:
+                await self._fleet.box.open()
+                self._is_open = True
+        return self._fleet
+
+    async def close(self) -> None:
+        """Disconnect; what was submitted goes on without us."""
+        self._is_open = False
+        await self._fleet.box.close()
+        await self._fleet.redis.aclose()
+
+    # Documents in
+
+    async def submit(
+        self,
+        documents: Documents,
+        *,
+        collection: str,
+        submission: str | None = None,
+        journal: str | Path | None = None,
+        options: SubmitOptions | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_reject: Callable[[Rejected], None] | None = None,
+        stop: asyncio.Event | None = None,
+        line: WorkLine | None = None,
+    ) -> SubmissionResult:
+        """Put documents into ``collection`` and wait until they are in the index.
+
+        ``documents`` holds ``Document``s, mappings with id, text, metadata and version, or what
+        ``readers`` read; an iterable is read in a thread of its own, or the one that serves
+        ``line``. ``submission`` names the call: the same name with the same documents puts them in
+        once, however often it is tried; a result's ``submission`` continues that one. The journal
+        also keeps the versions of an interrupted call. What is no document goes to ``on_reject``.
+        ``stop`` ends early: nothing more is sent, what is in flight is waited for.
+
+        Raises ``UnknownCollection``; ``Conflict`` when the submission was for other documents;
+        ``QueueFull`` or ``RedisUnavailable`` past the patience; and what ``documents`` raises.
+        Nothing that was counted as committed is lost then, and the call can be made again.
+        """
+        fleet = await self.fleet()
+        target = await fleet.collection(collection, tenant=self._tenant)
+        is_named = submission is not None or journal is not None
+        id, book = self._journal(target, submission, journal)
+        cutter = Cutter(target.spec.versions)
+        own_line = WorkLine() if line is None else line
+        with_digests = book is not None or is_named
+        if isinstance(documents, AsyncIterable):
+            puller: Any = AsyncPuller(documents, cutter, with_digests=with_digests)
+        else:
+            puller = IterablePuller(documents, cutter, own_line, with_digests=with_digests)
+            if line is None:
+                own_line.start()
+        task = Task(
+            submission=id,
+            is_continued=is_named,
+            options=options or SubmitOptions(),
+            journal=book,
+            stop=stop or asyncio.Event(),
+            on_progress=harmless(on_progress),
+            on_reject=harmless(on_reject),
+        )
+        try:
+            result = await Submitter(fleet, target, puller, task).run()
+        finally:
+            if line is None:
+                own_line.shutdown()
+            if book is not None:
+                book.close()
+        if book is not None and not is_named and not result.interrupted:
+            book.remove()  # nobody can name it again
+        return result
+
+    def _journal(
+        self, collection: Collection, submission: str | None, path: str | Path | None
+    ) -> tuple[str, Journal | None]:
+        """The submission's id, and its journal where one is kept."""
+        id = None if submission is None else submission_id(collection, submission)
+        if path is not None:
+            names = {"collection": collection.name, "uid": collection.uid}
+            journal = Journal.open(Path(path), submission=id, **names)
+            if journal is None:
+                journal = Journal.open(Path(path), submission=new_id(), **names)
+            assert journal is not None
+            return journal.submission, journal
+        id = id or new_id()
+        if self._journal_dir is None:
+            return id, None
+        place = self._journal_dir / f"{id}.jsonl"
+        return id, Journal.open(
+            place, submission=id, collection=collection.name, uid=collection.uid
+        )
+
+    async def delete_documents(
+        self, collection: str, ids: Sequence[str], *, version: int | None = None
+    ) -> int:
+        """Delete documents by id and wait until they are gone; returns how many ids that were.
+
+        ``version`` where the collection's versions are given.
+        """
+        fleet = await self.fleet()
+        target = await fleet.collection(collection, tenant=self._tenant)
+        if (version is None) is (target.spec.versions == "given"):
+            wanted = "wants" if version is None else "assigns versions itself and takes no"
+            raise InvalidInput(f"this collection {wanted} version", field="version")
+        for document_id in ids:
+            check_document_id(document_id)
+        name = new_id()
+        await fleet.submissions.open(
+            name, tenant=self._tenant, collection=target.name, uid=target.uid
+        )
+        size = limits.BLOCK_DOCUMENTS
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        for place, part in enumerate(parts):
+            job_id = block_job_id(name, place)
+            reply = fleet.box.expect(job_id)
+            try:
+                await fleet.enqueue_delete(
+                    target, part, submission=name, place=place, version=version, answered=True
+                )
+            except VecfleetError:
+                fleet.box.forget(job_id)
+                raise
+            await fleet.box.wait(job_id, reply, DEFAULT_TIMEOUT_S)
+        await fleet.submissions.close(name, blocks=len(parts), documents=len(ids))
+        return len(ids)
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        policy: str = "auto",
+        recall_target: float = 0.98,
+        versions: str = "assigned",
+    ) -> Collection:
+        """Create a collection for a model's vectors; the same call again returns the same one."""
+        return await (await self.fleet()).create_collection(
+            name,
+            model=model,
+            policy=policy,
+            recall_target=recall_target,
+            versions=versions,
+            tenant=self._tenant,
+        )
+
+    async def delete_collection(self, name: str) -> str:
+        """Delete a collection with its documents; returns its uid."""
+        return await (await self.fleet()).delete_collection(name, tenant=self._tenant)
+
+    async def collections(self) -> list[Collection]:
+        """All collections, by name."""
+        return await (await self.fleet()).collections(tenant=self._tenant)
+
+    # Questions
+
+    async def get(self, collection: str, ids: Sequence[str]) -> list[StoredDocument | None]:
+        """Documents by id, None where there is none."""
+        fleet = await self.fleet()
+        target = await fleet.collection(collection, tenant=self._tenant)
+        found: list[StoredDocument | None] = []
+        for start in range(0, len(ids), _MANY_IDS):
+            found += await fleet.documents(target, ids[start : start + _MANY_IDS])
+        return found
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+        lane: keys.Lane = "interactive",
+    ) -> EmbedReply:
+        """Vectors of texts, as raw float32; ``prompt_name`` "query" for questions."""
+        check_texts(texts, "texts")
+        return await (await self.fleet()).embed(
+            texts, model=model, prompt_name=prompt_name, truncate=truncate, lane=lane
+        )
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str | None = None,
+        instruction: str = "",
+    ) -> RerankReply:
+        """How relevant each document is to ``query``, from 0 to 1, in the documents' order."""
+        check_text(query, "query")
+        check_texts(documents, "documents", limits.MAX_RERANK_DOCUMENTS)
+        return await (await self.fleet()).rerank(
+            query, documents, model=model, instruction=instruction
+        )
+
+    async def search(
+        self,
+        collection: str,
+        query: str,
+        *,
+        top_k: int = 10,
+        threshold: float | None = None,
+        exact: bool = False,
+        rerank: bool = False,
+        reranker: str | None = None,
+    ) -> list[Found]:
+        """The documents nearest to ``query``, best first; by relevance with ``rerank``."""
+        check_text(query, "query")
+        if not 0 < top_k <= limits.MAX_TOP_K:
+            raise InvalidInput(f"top_k must be from 1 to {limits.MAX_TOP_K}", field="top_k")
+        fleet = await self.fleet()
+        target = await fleet.collection(collection, tenant=self._tenant)
+        card = await _embedder(fleet, target)
+        vectors = await fleet.embed([query], model=card, prompt=card.prompts.get(_QUERY_PROMPT, ""))
+        reply = await fleet.search(
+            target, vectors.vectors, top_k=top_k, threshold=threshold, exact=exact
+        )
+        hits = [Found(hit.id, hit.score, hit.text, hit.metadata) for hit in reply.hits[0]]
+        if not (rerank and hits):
+            return hits
+        scores = (await fleet.rerank(query, [hit.text for hit in hits], model=reranker)).scores
+        ranked = [
+            Found(hit.id, hit.score, hit.text, hit.metadata, score)
+            for hit, score in zip(hits, scores, strict=True)
+        ]
+        return sorted(ranked, key=lambda hit: hit.relevance or 0.0, reverse=True)
+
+    async def status(self) -> FleetStatus:
+        """Models, workers, queues, collections and unfinished submissions."""
+        fleet = await self.fleet()
+        collections = await fleet.collections(tenant=self._tenant)
+        stats = await asyncio.gather(*(_stats(fleet, collection) for collection in collections))
+        return FleetStatus(
+            models=tuple(await fleet.models()),
+            state=await fleet.state(),
+            collections=tuple(map(CollectionStatus, collections, stats)),
+            submissions=tuple(await fleet.submissions.unfinished()),
+        )
+
+
+def submission_id(collection: Collection, name: str) -> str:
+    """The id that a submission's name stands for in a collection; an id stands for itself.
+
+    The gateway makes the same id of an ``Idempotency-Key``. Raises ``InvalidInput``.
+    """
+    if _ID.fullmatch(name):
+        return name
+    if not 0 < len(name.encode(errors="replace")) <= _MAX_KEY_BYTES or not name.isprintable():
+        raise InvalidInput(
+            f"submission must be 1 to {_MAX_KEY_BYTES} printable bytes", field="submission"
+        )
+    content = f"{collection.tenant}\0{collection.uid}\0{name}".encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+async def _embedder(fleet: FleetClient, collection: Collection) -> ModelCard:
+    """A live model whose vectors can be compared with the collection's."""
+    spec = collection.spec
+    for served in await fleet.models():
+        if served.card.space == spec.space and "embed" in served.card.tasks and served.workers:
+            return served.card
+    card = await fleet.find_model(spec.model, "embed")
+    if card.space != spec.space:
+        raise SpaceMismatch(
+            f"{spec.model} is now served with other weights than collection {collection.name} "
+            "was made with"
+        )
+    return card
+
+
+async def _stats(fleet: FleetClient, collection: Collection) -> dict[str, Any] | None:
+    try:
+        async with asyncio.timeout(_STATS_TIMEOUT_S):
+            return await fleet.collection_stats(collection)
+    except (VecfleetError, TimeoutError):
+        return None
+
+
+def harmless(callback: Callable[[_A], None] | None) -> Callable[[_A], None]:
+    """The callback, whose errors are told and do not stop the submission."""
+
+    def call(argument: _A) -> None:
+        if callback is None:
+            return
+        try:
+            callback(argument)
+        except Exception:
+            log.exception("the callback for %s failed", type(argument).__name__)
+
+    return call
