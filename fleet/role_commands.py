@@ -285,10 +285,15 @@ def up(
     help="Where the collection is kept.",
 )
 @click.option("--documents", type=click.IntRange(1), help="At most so many passages.")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of Python packages; by default this environment's.",
+)
 @_fleet
 @click.pass_obj
-def demo(settings: Settings, /, documents: int | None, **given: Any) -> int:
+def demo(settings: Settings, /, documents: int | None, source: Path | None, **given: Any) -> int:
     """Ingest the docstrings of the installed Python packages, ask questions, and sum up."""
-    from vecfleet.fleet.demo import run_demo
+    from vecfleet.fleet.demo import DOCUMENTS, DemoOptions, run_demo
 
-    return run_demo(with_given(settings, **given), max_documents=documents)
+    return run_demo(DemoOptions(with_given(settings, **given), documents or DOCUMENTS, source))
