@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ import msgpack
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.errors import (
     CollectionConflict,
-    CorruptManifest,
     InvalidName,
     Unavailable,
     UnknownCollection,
@@ -29,6 +27,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT
 from vecfleet.common.names import check_name, new_id
 from vecfleet.worker.partition_state import PartitionSpec
+from vecfleet.worker.sqlite_file import SqliteFile
 
 FILE_NAME = "catalog.db"
 _UID = re.compile(r"[0-9a-f]{32}")
@@ -43,10 +42,11 @@ CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NUL
 class Catalog:
     """The collections of one aggregator; safe to use from several threads."""
 
-    def __init__(self, root: Path, connection: sqlite3.Connection, home: str) -> None:
+    def __init__(self, root: Path, file: SqliteFile, home: str) -> None:
         """Use ``open``."""
         self.root = root
-        self._db = connection
+        self._file = file
+        self._db = file.db
         self._home = home
         self._lock = RLock()
 
@@ -56,33 +56,29 @@ class Catalog:
 
         Raises ``CorruptManifest`` naming the file, ``Unavailable``.
         """
-        path = root / FILE_NAME
-        with _translated(path):
+        try:
             root.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            catalog = cls(root, connection, home)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.executescript(_SCHEMA)
-                fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except OSError as error:
+            raise Unavailable(f"{root} cannot be made: {error.strerror}") from error
+        file = SqliteFile(root / FILE_NAME)
+        try:
+            with file.translated():
+                file.db.executescript(_SCHEMA)
+                fault = file.db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
-                    raise CorruptManifest(f"{path}: {fault}")
+                    raise file.corrupt(fault)
+            catalog = cls(root, file, home)
+            with catalog._used():
                 catalog._remove_deleted()
-            except BaseException:
-                connection.close()
-                raise
+        except BaseException:
+            file.close()
+            raise
         return catalog
-
-    @property
-    def home(self) -> str:
-        """The name of the aggregator these collections live with."""
-        return self._home
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._db.close()
+            self._file.close()
 
     def create(self, name: str, spec: CollectionSpec, tenant: str = DEFAULT_TENANT) -> Collection:
         """The collection of this name, made if there is none.
@@ -138,17 +134,11 @@ class Catalog:
         """
         with self._used():
             found = self.get(name, tenant)
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with self._file.transaction():
                 self._db.execute("DELETE FROM collections WHERE uid = ?", (found.uid,))
                 self._db.execute(
                     "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
                 )
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
             self._remove_deleted()
         return found
 
@@ -177,7 +167,7 @@ class Catalog:
 
     @contextmanager
     def _used(self) -> Iterator[None]:
-        with self._lock, _translated(self.root / FILE_NAME):
+        with self._lock, self._file.translated():
             yield
 
 
@@ -191,15 +181,3 @@ def partition_spec(collection: Collection) -> PartitionSpec:
         policy=spec.policy,
         recall_target=spec.recall_target,
     )
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise Unavailable(f"{path} cannot be used now: {error}") from error
-    except (sqlite3.DatabaseError, msgpack.UnpackException, TypeError, KeyError) as error:
-        raise CorruptManifest(f"{path}: {error}") from error
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be used now: {error.strerror}") from error

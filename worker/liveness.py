@@ -59,17 +59,3 @@ class Liveness:
         if self._bitmap is None:
             self._bitmap = np.packbits(self.visible, bitorder="little")
         return self._bitmap
-
-
-def losers_within(keys: NDArray[np.uint64], versions: NDArray[np.int64]) -> RowNumbers:
-    """Rows that a row of the same key beats: a higher version, or the same one further down.
-
-    ``keys`` is (n, 2), ``versions`` (n,). Sorting one word is enough to see that no key is there
-    twice, which is the usual case.
-    """
-    first = np.sort(keys[:, 0])
-    if not (first[1:] == first[:-1]).any():
-        return np.empty(0, np.int64)
-    order = np.lexsort((versions, keys[:, 1], keys[:, 0]))  # stable: rows stay in their order
-    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
-    return np.sort(order[:-1][same])

@@ -16,10 +16,8 @@ the work.
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from vecfleet.common.errors import CorruptManifest, SpaceMismatch, StaleWriter, Unavailable
+from vecfleet.common.errors import SpaceMismatch, StaleWriter, Unavailable
 from vecfleet.worker.durable import CrashPoint, no_crash
 from vecfleet.worker.partition_state import (
     Change,
@@ -38,26 +36,12 @@ from vecfleet.worker.partition_state import (
     Template,
 )
 from vecfleet.worker.rows import RowNumbers
+from vecfleet.worker.sqlite_file import SqliteFile
 
 FILE_NAME = "manifest.db"
 MAX_APPLIED = 1_000_000  # shards, 256 million documents; older ones are left to their versions
 PRUNE_SLACK = 10_000
 FOLD_DELTAS = 64  # more deltas of one segment than this are made one
-BUSY_TIMEOUT_S = 10.0
-CACHE_KIB = 1024
-_PASSING = frozenset(  # what may be otherwise a moment later; any other error is damage
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-    )
-)
-
 _SCHEMA = """
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), record BLOB NOT NULL);
 CREATE TABLE segments (number INTEGER PRIMARY KEY, record BLOB NOT NULL);
@@ -70,13 +54,8 @@ CREATE TABLE applied (sequence INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
 """
 
 
-class Manifest:
-    """One connection to a partition's manifest; its owner uses it from one thread at a time."""
-
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        """Use ``open`` or ``open_to_read``."""
-        self.path = path
-        self._db = connection
+class Manifest(SqliteFile):
+    """A partition's manifest; use ``open`` or ``open_to_read``."""
 
     @classmethod
     def open(cls, directory: Path, spec: PartitionSpec, token: int) -> Manifest:
@@ -87,9 +66,9 @@ class Manifest:
         ``CorruptManifest``.
         """
         path = directory / FILE_NAME
-        manifest = cls(path, _connect(path))
+        manifest = cls(path)
         try:
-            with manifest._transaction():
+            with manifest.transaction():
                 if not manifest._has_tables():
                     manifest._create(spec, token)
             manifest.check()
@@ -105,33 +84,29 @@ class Manifest:
         path = directory / FILE_NAME
         if not path.exists():
             raise Unavailable(f"{directory.name} holds no index yet")
-        manifest = cls(path, _connect(path))
-        with manifest._translated():
-            manifest._db.execute("PRAGMA query_only = 1")
+        manifest = cls(path)
+        with manifest.translated():
+            manifest.db.execute("PRAGMA query_only = 1")
             if not manifest._has_tables():
                 manifest.close()
                 raise Unavailable(f"{directory.name} holds no index yet")
         return manifest
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._db.close()
-
     def data_version(self) -> int:
         """A number that changes when another connection has committed; costs microseconds."""
-        with self._translated():
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        with self.translated():
+            return int(self.db.execute("PRAGMA data_version").fetchone()[0])
 
     def state(self) -> State:
         """The present state."""
-        with self._translated(), self._snapshot():
+        with self.snapshot():
             return self._read_state()
 
     def deltas(self, since: int) -> tuple[State, list[tuple[int, RowNumbers]]]:
         """The present state, and the rows (segment, rows) that died after generation ``since``."""
-        with self._translated(), self._snapshot():
+        with self.snapshot():
             state = self._read_state()
-            found = self._db.execute(
+            found = self.db.execute(
                 "SELECT segment, rows, crc FROM deaths WHERE generation > ?", (since,)
             )
             return state, [(number, self._rows(number, blob, crc)) for number, blob, crc in found]
@@ -139,26 +114,26 @@ class Manifest:
     def applied(self, keys: Sequence[bytes]) -> set[bytes]:
         """Those of ``keys`` (``shard_key``) whose shards were applied."""
         found: set[bytes] = set()
-        with self._translated():
+        with self.translated():
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT key FROM applied WHERE key IN ({marks})"
-                found.update(row[0] for row in self._db.execute(query, some))
+                found.update(row[0] for row in self.db.execute(query, some))
         return found
 
     def check(self) -> None:
         """Read everything once; raises ``CorruptManifest`` for any damage that matters."""
-        with self._translated(), self._snapshot():
+        with self.snapshot():
             for table in ("state", "segments", "deaths", "templates", "indexes"):
-                fault = self._db.execute(f"PRAGMA quick_check({table})").fetchone()[0]
+                fault = self.db.execute(f"PRAGMA quick_check({table})").fetchone()[0]
                 if fault != "ok":
-                    raise self._corrupt(str(fault))
+                    raise self.corrupt(str(fault))
             self._read_state()
-            for row in self._db.execute("SELECT segment, rows, crc FROM deaths"):
+            for row in self.db.execute("SELECT segment, rows, crc FROM deaths"):
                 self._rows(*row)
             if self._seal() != self._state_record()["seal"]:
-                raise self._corrupt("rows are missing")
+                raise self.corrupt("rows are missing")
 
     def commit(self, token: int, change: Change, crash: CrashPoint = no_crash) -> State:
         """Make ``change`` true, all of it or nothing, and return the new state.
@@ -166,7 +141,7 @@ class Manifest:
         Raises ``StaleWriter`` when another writer has taken over, ``Unavailable`` when the disk is
         full; nothing has changed then.
         """
-        with self._transaction():
+        with self.transaction():
             record = self._state_record()
             if record["token"] != token:
                 raise StaleWriter()
@@ -213,50 +188,48 @@ class Manifest:
 
     def _put(self, table: str, key: int | str, record: tuple[Any, ...]) -> int:
         blob = _sealed(record)
-        self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, blob))
+        self.db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, blob))
         return zlib.crc32(blob)
 
     def _remove(self, table: str, column: str, key: int | str) -> int:
         query = f"DELETE FROM {table} WHERE {column} = ? RETURNING record"
-        return _xor(zlib.crc32(blob) for (blob,) in self._db.execute(query, (key,)).fetchall())
+        return _xor(zlib.crc32(blob) for (blob,) in self.db.execute(query, (key,)).fetchall())
 
     def _put_deaths(self, number: int, generation: int, rows: RowNumbers) -> int:
         seal = 0
-        count = self._db.execute("SELECT count(*) FROM deaths WHERE segment = ?", (number,))
+        count = self.db.execute("SELECT count(*) FROM deaths WHERE segment = ?", (number,))
         if count.fetchone()[0] >= FOLD_DELTAS:
             # A reader that follows reads the fold as one delta more; dying twice does not matter.
-            older = self._db.execute("SELECT rows, crc FROM deaths WHERE segment = ?", (number,))
+            older = self.db.execute("SELECT rows, crc FROM deaths WHERE segment = ?", (number,))
             rows = np.unique(np.concatenate([rows, *(self._rows(number, *row) for row in older)]))
             seal ^= self._remove_deaths(number)
         blob = rows.astype("<u4").tobytes()
         crc = _death_crc(number, blob)
-        self._db.execute("INSERT INTO deaths VALUES (?, ?, ?, ?)", (number, generation, blob, crc))
+        self.db.execute("INSERT INTO deaths VALUES (?, ?, ?, ?)", (number, generation, blob, crc))
         return seal ^ crc
 
     def _remove_deaths(self, number: int) -> int:
         query = "DELETE FROM deaths WHERE segment = ? RETURNING crc"
-        return _xor(crc for (crc,) in self._db.execute(query, (number,)).fetchall())
+        return _xor(crc for (crc,) in self.db.execute(query, (number,)).fetchall())
 
     def _remember(self, keys: Sequence[bytes]) -> None:
-        self._db.executemany("INSERT INTO applied (key) VALUES (?)", ((key,) for key in keys))
-        first, last = self._db.execute(
-            "SELECT min(sequence), max(sequence) FROM applied"
-        ).fetchone()
+        self.db.executemany("INSERT INTO applied (key) VALUES (?)", ((key,) for key in keys))
+        first, last = self.db.execute("SELECT min(sequence), max(sequence) FROM applied").fetchone()
         if last is not None and last - first > MAX_APPLIED + PRUNE_SLACK:
-            self._db.execute("DELETE FROM applied WHERE sequence <= ?", (last - MAX_APPLIED,))
+            self.db.execute("DELETE FROM applied WHERE sequence <= ?", (last - MAX_APPLIED,))
 
     def _has_tables(self) -> bool:
         query = "SELECT count(*) FROM sqlite_master WHERE name = 'state'"
-        return bool(self._db.execute(query).fetchone()[0])
+        return bool(self.db.execute(query).fetchone()[0])
 
     def _create(self, spec: PartitionSpec, token: int) -> None:
         for statement in _SCHEMA.split(";"):
-            self._db.execute(statement)
+            self.db.execute(statement)
         record = {"token": token, "generation": 0, "next_number": 1, "watermark": 0, "seal": 0}
         self._put_state({**record, "spec": astuple(spec)})
 
     def _take_over(self, spec: PartitionSpec, token: int) -> None:
-        with self._transaction():
+        with self.transaction():
             record = self._state_record()
             held = PartitionSpec(*record["spec"])
             if (held.uid, held.space, held.dimension) != (spec.uid, spec.space, spec.dimension):
@@ -269,12 +242,12 @@ class Manifest:
             self._put_state({**record, "token": token, "spec": astuple(spec)})
 
     def _put_state(self, record: dict[str, Any]) -> None:
-        self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (_sealed(record),))
+        self.db.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (_sealed(record),))
 
     def _state_record(self) -> dict[str, Any]:
-        row = self._db.execute("SELECT record FROM state").fetchone()
+        row = self.db.execute("SELECT record FROM state").fetchone()
         if row is None:
-            raise self._corrupt("its state is missing")
+            raise self.corrupt("its state is missing")
         record: dict[str, Any] = self._unsealed(row[0])
         return record
 
@@ -293,89 +266,28 @@ class Manifest:
         )
 
     def _records(self, table: str) -> Iterator[Any]:
-        for (blob,) in self._db.execute(f"SELECT record FROM {table}"):
+        for (blob,) in self.db.execute(f"SELECT record FROM {table}"):
             yield self._unsealed(blob)
 
     def _seal(self) -> int:
         """What the seal has to be, from all rows."""
         seal = 0
         for table in ("segments", "templates", "indexes"):
-            for (blob,) in self._db.execute(f"SELECT record FROM {table}"):
+            for (blob,) in self.db.execute(f"SELECT record FROM {table}"):
                 seal ^= zlib.crc32(blob)
-        for (crc,) in self._db.execute("SELECT crc FROM deaths"):
+        for (crc,) in self.db.execute("SELECT crc FROM deaths"):
             seal ^= crc
         return seal
 
     def _rows(self, number: int, blob: bytes, crc: int) -> RowNumbers:
         if _death_crc(number, blob) != crc:
-            raise self._corrupt("a list of dead rows does not match its checksum")
+            raise self.corrupt("a list of dead rows does not match its checksum")
         return np.frombuffer(blob, "<u4").astype(np.int64)
 
     def _unsealed(self, blob: bytes) -> Any:
         if zlib.crc32(blob[4:]).to_bytes(4, "little") != blob[:4]:
-            raise self._corrupt("a record does not match its checksum")
+            raise self.corrupt("a record does not match its checksum")
         return msgpack.unpackb(blob[4:])
-
-    def _corrupt(self, what: str) -> CorruptManifest:
-        return CorruptManifest(f"{self.path}: {what}")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """sqlite3's errors as ours."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in _PASSING:
-                raise Unavailable(f"{self.path} cannot be used now: {error}") from error
-            raise self._corrupt(str(error)) from error
-        except (sqlite3.DatabaseError, msgpack.UnpackException, TypeError, ValueError) as error:
-            raise self._corrupt(str(error)) from error
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """Everything read inside is of one generation."""
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, and no other writer meanwhile."""
-        with self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-
-def is_undone(error: BaseException) -> bool:
-    """Whether the commit that failed with ``error`` can in no case turn out to be true later."""
-    cause = error.__cause__
-    return not isinstance(cause, sqlite3.Error) or cause.sqlite_errorcode in (
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_BUSY,
-    )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    except sqlite3.OperationalError as error:
-        raise Unavailable(f"{path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise CorruptManifest(f"{path}: {error}") from error
-    return connection
 
 
 def _sealed(record: Any) -> bytes:

@@ -9,10 +9,9 @@ inside every commit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,10 @@ from vecfleet.common.errors import (
 from vecfleet.worker.digest import shard_key
 from vecfleet.worker.durable import CrashPoint, file_crc, no_crash
 from vecfleet.worker.index_policy import DEFAULT_THRESHOLDS, Thresholds
-from vecfleet.worker.liveness import Liveness, losers_within
-from vecfleet.worker.manifest import FILE_NAME, Manifest, is_undone
+from vecfleet.worker.liveness import Liveness
+from vecfleet.worker.manifest import FILE_NAME, Manifest
 from vecfleet.worker.open_segment import OpenSegment
+from vecfleet.worker.partition_report import ApplyOutcome, MaintenanceReport, PartitionStats
 from vecfleet.worker.partition_state import (
     Change,
     IndexEntry,
@@ -39,52 +39,13 @@ from vecfleet.worker.partition_state import (
     State,
     Template,
 )
-from vecfleet.worker.rows import RowNumbers
 from vecfleet.worker.segment import Segment, joined, write_segment
 from vecfleet.worker.shard import Shard
+from vecfleet.worker.sqlite_file import is_undone
+from vecfleet.worker.supersession import deaths_by, died_since
 from vecfleet.worker.upkeep import Job, Upkeep
 
 QUARANTINE = "quarantine"
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyOutcome:
-    """What became of one shard; in every case the shard needs no further delivery."""
-
-    shard_id: str
-    status: Literal["applied", "duplicate", "rejected"]
-    rows: int = 0
-    error: VecfleetError | None = None  # why it was rejected
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionStats:
-    """A partition in numbers."""
-
-    documents: int  # living, without tombstones
-    tombstones: int
-    dead_rows: int  # superseded, still in a file
-    segments: int
-    indexed_documents: int  # in segments that have a derived index
-    nbytes: int  # of segments and indexes
-    generation: int
-    watermark: int
-    quarantined: tuple[str, ...] = ()  # files that were found damaged
-
-
-@dataclass(frozen=True, slots=True)
-class MaintenanceReport:
-    """What one call of ``maintain`` found and did; each entry names a segment's file."""
-
-    started: tuple[str, ...] = ()
-    committed: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()  # with the reason; tried again later
-    running: int = 0
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing left to do."""
-        return not (self.started or self.committed or self.failed or self.running)
 
 
 class PartitionWriter:
@@ -258,7 +219,7 @@ class PartitionWriter:
         try:
             segment = Segment.open(path, own=True)
             liveness = Liveness.of(segment.rows.tombstones)
-            deaths = self._deaths(segment, number)
+            deaths = deaths_by(segment, number, self._segments)
             entry = SegmentEntry(
                 number=number,
                 sequence=number,
@@ -334,15 +295,10 @@ class PartitionWriter:
             generation=self._state.generation + 1,
         )
         output = OpenSegment.open(self.directory, entry, just_written=True)
-        # Of all rows of an id at most one was alive when the merge began, so a key is enough to
-        # find in the output what has died since.
-        died = [self._segments[number].segment.rows.keys[rows] for number, rows in job.died]
-        if died:
-            found = output.segment.find(np.concatenate(died), output.liveness.alive)
-            dead = np.unique(found[found >= 0])
-            if len(dead):
-                change.deaths = {job.number: dead}
-                output.liveness.kill(dead)
+        dead = died_since(output, job.died, self._segments)
+        if len(dead):
+            change.deaths = {job.number: dead}
+            output.liveness.kill(dead)
         change.add_segments = [entry]
         return output
 
@@ -373,31 +329,6 @@ class PartitionWriter:
             if path.name not in self._state.files:
                 path.unlink(missing_ok=True)
         self._orphans.clear()
-
-    def _deaths(self, segment: Segment, number: int) -> dict[int, RowNumbers]:
-        """Who dies, by segment, because of a new segment; its own rows may be among them."""
-        rows = segment.rows
-        losers = losers_within(rows.keys, rows.versions)
-        candidates = segment.order.astype(np.int64)  # by key: neighbours in the sorted keys
-        if len(losers):
-            candidates = candidates[~np.isin(candidates, losers)]
-        own: list[NDArray[np.int64]] = [losers]
-        deaths: dict[int, RowNumbers] = {}
-        keys = rows.keys[candidates]
-        for other, part in self._segments.items():
-            found = part.segment.find(keys, part.liveness.alive)
-            hits = np.flatnonzero(found >= 0)
-            if len(hits) == 0:
-                continue
-            theirs = part.segment.rows.versions[found[hits]]
-            older = theirs <= rows.versions[candidates[hits]]
-            if older.any():
-                deaths[other] = np.sort(found[hits[older]])
-            own.append(candidates[hits[~older]])
-        mine = np.sort(np.concatenate(own))
-        if len(mine):
-            deaths[number] = mine
-        return deaths
 
     def _load(self) -> None:
         """Map all segments, put damaged ones into quarantine, remove what nobody names."""

@@ -132,11 +132,11 @@ def test_the_check_notices_a_planted_loss_and_a_planted_double(tmp_path):
     directory = tmp_path / "partition"
     finish(directory, 1)
     manifest = Manifest.open(directory, SPEC, 10**9)
-    victim = manifest._db.execute("SELECT sequence, key FROM applied LIMIT 1").fetchone()
-    manifest._db.execute("DELETE FROM applied WHERE sequence = ?", victim[:1])
+    victim = manifest.db.execute("SELECT sequence, key FROM applied LIMIT 1").fetchone()
+    manifest.db.execute("DELETE FROM applied WHERE sequence = ?", victim[:1])
     with pytest.raises(AssertionError):
         check(directory)  # acknowledged, and not applied
-    manifest._db.execute("INSERT INTO applied VALUES (?, ?)", victim)
+    manifest.db.execute("INSERT INTO applied VALUES (?, ?)", victim)
     check(directory)
     part = manifest.state().segments[-1]
     manifest.close()

@@ -185,8 +185,8 @@ def test_a_full_disk_changes_nothing_and_the_call_can_be_made_again(tmp_path):
 def test_a_manifest_that_cannot_grow_undoes_the_segment(writer, tmp_path):
     """SQLite reports a full disk in the middle of the commit."""
     writer.apply([shard("1", [("a", 1)])])
-    pages = writer._manifest._db.execute("PRAGMA page_count").fetchone()[0]
-    writer._manifest._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = writer._manifest.db.execute("PRAGMA page_count").fetchone()[0]
+    writer._manifest.db.execute(f"PRAGMA max_page_count = {pages}")
     many = {"x" * 400 + str(i): 1 for i in range(3)}
     failed = 0
     for number in range(400):
@@ -198,7 +198,7 @@ def test_a_manifest_that_cannot_grow_undoes_the_segment(writer, tmp_path):
     assert failed
     segments = writer.stats().segments
     assert len(list(tmp_path.glob("*.seg"))) == segments
-    writer._manifest._db.execute("PRAGMA max_page_count = 1000000")
+    writer._manifest.db.execute("PRAGMA max_page_count = 1000000")
     assert writer.apply([shard("after", [("z", 1)])])[0].status == "applied"
     writer.close()
     again = open_writer(tmp_path)
