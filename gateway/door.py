@@ -22,7 +22,7 @@ from vecfleet.gateway.metrics import HttpMetrics
 log = logging.getLogger("vecfleet.gateway.access")
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; only in the log and in the metrics
-_LINGER_BYTES = 16 << 20
+_LINGER_BYTES = 64 << 20
 _LINGER_S = 2.0
 
 

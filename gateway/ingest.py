@@ -61,6 +61,7 @@ class Ingest:
             self.submit,
             says="Put documents into a collection: JSON, or NDJSON as a stream",
             body=schemas.DOCUMENTS,
+            line=schemas.DOCUMENT,
             query={"truncate": {"type": "boolean", "default": True}},
             status=202,
         )

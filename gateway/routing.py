@@ -37,17 +37,17 @@ class Routes(APIRouter):
         *,
         says: str,
         body: Schema | None = None,
-        content_type: str = "application/json",
+        line: Schema | None = None,
         query: dict[str, Schema] | None = None,
         status: int = 200,
     ) -> None:
-        """Serve ``method path``; ``body`` and ``query`` are JSON schemas."""
+        """Serve ``method path``; ``body``, ``line`` (of NDJSON) and ``query`` are JSON schemas."""
         extra: dict[str, Any] = {"parameters": _parameters(path, query or {})}
         if body is not None:
-            extra["requestBody"] = {
-                "required": True,
-                "content": {content_type: {"schema": body}},
-            }
+            content = {"application/json": {"schema": body}}
+            if line is not None:
+                content["application/x-ndjson"] = {"schema": line}
+            extra["requestBody"] = {"required": True, "content": content}
         self.add_api_route(
             path,
             handler,

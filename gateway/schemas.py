@@ -137,7 +137,7 @@ COLLECTION = _object(
     recall_target={**_NUMBER, "minimum": 0.5, "maximum": 1, "default": 0.98},
     versions=_enum("assigned", "given"),
 )
-_DOCUMENT = _object(
+DOCUMENT = _object(
     "id",
     "text",
     id=_STRING,
@@ -147,7 +147,7 @@ _DOCUMENT = _object(
 )
 DOCUMENTS: Schema = {
     "oneOf": [
-        _object("documents", documents={"type": "array", "items": _DOCUMENT, "minItems": 1}),
-        _DOCUMENT,
+        _object("documents", documents={"type": "array", "items": DOCUMENT, "minItems": 1}),
+        DOCUMENT,
     ]
 }

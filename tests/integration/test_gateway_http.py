@@ -227,6 +227,18 @@ async def test_endless_body_gets_an_answer_and_is_closed(served, path):
     writer.close()
 
 
+@pytest.mark.parametrize("size", [9 << 20, 60 << 20])
+async def test_a_client_that_sends_too_much_still_reads_why(served, size):
+    async def parts():
+        for _ in range(size >> 20):
+            yield b"x" * (1 << 20)
+
+    for content in (parts(), b"x" * size):
+        answer = await served.http.post("/v1/embeddings", content=content)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_too_large"
+
+
 async def test_streams_are_limited(redis_url, redis_async, responder):
     await make_collection(redis_async)
     async with gateway(redis_url, limits=GatewayLimits(max_streams=1)) as served:
