@@ -17,9 +17,10 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 
-# How often an idle OpenMP thread looks for work before it sleeps. Long enough to bridge the gap
-# between two operations of a pass; the default burns a core that other processes could use.
-OPENMP_SPINS = 10_000
+# How often an idle OpenMP thread looks for work before it sleeps: some 30 us, enough to bridge the
+# gap between two operations. By default it spins for milliseconds, on a core that other processes
+# need; where there are more busy threads than cores, a step then took four times as long.
+OPENMP_SPINS = 2000
 
 
 def tune_allocator() -> bool:

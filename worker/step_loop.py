@@ -290,11 +290,11 @@ class StepLoop(Generic[P]):
             self._run(entries[:middle])
             self._run(entries[middle:])
             return
-        whole = np.isfinite(values).all(axis=1)
-        for entry, row, good in zip(entries, values, whole, strict=True):
+        for entry, row in zip(entries, values, strict=True):
             entry.call.rows.values[entry.place] = row
-            if not good:
-                entry.call.failures[entry.place] = ArithmeticError("the model returned NaN")
+        for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+            entry = entries[place]
+            entry.call.failures[entry.place] = ArithmeticError("the model returned NaN")
 
     # -- ends of calls ----------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ from vecfleet.worker.torch_packing import ATTENTION_NAME, Kernel, UnsupportedMod
 
 TRIAL_LENGTHS = (5, 16, 17, 48, 61, 61, 100, 199)
 TIMED_TRIALS = 6
+# A lone query's products are too small to share: a second thread gains little, and costs much when
+# its core is busy with another process.
+ONE_THREAD_TOKENS = 32
 SAME_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
 SAME_SCORE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -79,7 +82,7 @@ def pooled(pooling: str) -> Head:
 
 
 def yes_or_no(weights: Tensor) -> Head:
-    """P(yes) / (P(yes) + P(no)) as (n, 1); ``weights`` (2, hidden) give the logits of no and yes."""
+    """P(yes) / (P(yes) + P(no)) as (n, 1), by the output weights (2, hidden) of no and yes."""
     difference = (weights[1].float() - weights[0].float()).unsqueeze(1)
 
     def head(states: States) -> Tensor:
@@ -133,6 +136,7 @@ class TorchModel:
         self._reads_types = reads_types
         parameter = next(base.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._threads = torch.get_num_threads()
         self._position_offset = _position_offset(base)
 
     def make_batcher(self) -> Batcher[Any, Tokens]:
@@ -141,6 +145,7 @@ class TorchModel:
 
     def run(self, payloads: Sequence[Tokens]) -> NDArray[np.float32]:
         """(n, width) for texts of rising length."""
+        self._use_threads(sum(len(payload.ids) for payload in payloads))
         with torch.inference_mode():
             found = self._run_packed(payloads) if self.packed else self._run_padded(payloads)
             result: NDArray[np.float32] = found.float().cpu().numpy()
@@ -149,6 +154,11 @@ class TorchModel:
     def close(self) -> None:
         """Free the model."""
         del self._base, self._whole, self._head
+
+    def _use_threads(self, tokens: int) -> None:
+        threads = 1 if tokens <= ONE_THREAD_TOKENS else self._threads
+        if self.device.type == "cpu" and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     # -- two ways through the model -----------------------------------------------------------
 
@@ -209,10 +219,7 @@ class TorchModel:
     def _choose_kernel(self, trial: list[Tokens], expected: NDArray[np.float32]) -> bool:
         """Turn packing on with the fastest kernel that agrees; False where none does."""
         before = self._base.config._attn_implementation
-        kernels: tuple[Kernel, ...] = (
-            ("fused", "plain") if self.device.type == "cpu" else ("fused",)
-        )
-        times: dict[Kernel, float] = {}
+        kernels: list[Kernel] = ["fused", "plain"] if self.device.type == "cpu" else ["fused"]
         self.packed = True
         try:
             self._base.set_attn_implementation(ATTENTION_NAME)
@@ -274,7 +281,7 @@ class TorchModel:
         return Tokens(np.minimum(ids, vocabulary - 1))
 
     @property
-    def _outer(self) -> nn.Module:
+    def _outer(self) -> Any:
         return self._whole if self._whole is not None else self._base
 
 
