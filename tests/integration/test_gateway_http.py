@@ -18,6 +18,7 @@ from servers import eventually
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.queue_client import Admission
+from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
 from vecfleet.gateway.main import serve
 
@@ -397,6 +398,25 @@ async def test_redis_that_goes_away_is_a_503_until_it_is_back(redis_server_facto
     assert lost.status_code == 503
     assert lost.json()["error"]["code"] == "redis_unavailable"
     assert "retry-after" in lost.headers
+
+
+async def test_each_redis_version_will_do(each_redis_binary, redis_server_factory):
+    server = redis_server_factory(binary=each_redis_binary)
+    async with (
+        connect_async(server.url) as client,
+        Responder(client),
+        gateway(server.url) as served,
+    ):
+        await make_collection(client)
+        embedded = await served.http.post("/v1/embeddings", json={"input": ["a", "b"]})
+        sent = await served.http.post(
+            DOCUMENTS, content=b'{"id": "a", "text": "b"}', headers=NDJSON
+        )
+        seen = await served.http.get(f"/submissions/{sent.json()['submission_id']}")
+        metrics = await served.http.get("/metrics")
+    assert embedded.status_code == 200
+    assert seen.json()["documents"] == 1
+    assert "vecfleet_redis_up 1.0" in metrics.text
 
 
 async def test_sigterm_lets_requests_in_flight_finish(redis_url, redis_async, responder, run_role):
