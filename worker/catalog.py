@@ -47,7 +47,7 @@ class Catalog:
         self.root = root
         self._file = file
         self._db = file.db
-        self._home = home
+        self.home = home
         self._lock = RLock()
 
     @classmethod
@@ -91,7 +91,7 @@ class Catalog:
         with self._used():
             found = self._find("tenant = ? AND name = ?", tenant, name)
             if found is None:
-                found = Collection(name, new_id(), spec, tenant, self._home, created_s=time.time())
+                found = Collection(name, new_id(), spec, tenant, self.home, created_s=time.time())
                 self._db.execute(
                     "INSERT INTO collections VALUES (?, ?, ?, ?)",
                     (found.uid, tenant, name, msgpack.packb(found.to_wire())),
