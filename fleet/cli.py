@@ -29,7 +29,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.logs import setup_logging
 from vecfleet.common.settings import Settings
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_TRY_AGAIN = 0, 1, 2, 3, 4
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_TRY_AGAIN, EXIT_NOT_FOUND = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 130
 
 
@@ -88,7 +88,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 3 not found, 4 try again later.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or input, 3 try again later, 4 not found.",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version)
 @click.option("--debug", is_flag=True, help="Show debug lines, and where an error comes from.")
