@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ _RECALL_AT = 10
 _BARE_TEXTS = 1000
 _QUERY_WORDS = 8
 _LOG_FILE = "fleet.log"
+_FIGURES_FILE = "demo.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,36 +125,37 @@ async def _work(options: DemoOptions, fleet: Fleet, view: DemoView) -> None:
     async with AsyncProducer(fleet.redis_url) as producer:
         client = await producer.fleet()
         await client.create_collection(COLLECTION, model=served_name(options.settings.model))
-        is_first = not (await _count(producer))
         bare = None
-        if is_first:
+        if await _count(producer) == 0:
             with view.working("measuring the engine alone, the fleet idle"):
                 bare = await _bare_docs_per_s(options.settings, documents)
             view.done(f"the engine alone: {bare:,.0f} docs/s")
         result = await _ingest(producer, documents, view)
-
-    http = HttpClient(fleet.http_url)
-    try:
-        for question in QUESTIONS:
-            view.answers(question, *await _ask(http, question))
-        view.reranked(*await _rerank(http, documents))
-        with view.working(f"{_SEARCHES} searches, each also exactly"):
-            latencies, recall = await asyncio.to_thread(_searches, http, documents)
-    finally:
-        http.close()
-    view.summary(
-        Summary(
-            documents=result.documents,
-            embedded=result.committed,
-            unchanged=result.unchanged,
-            seconds=result.seconds,
-            bare_docs_per_s=bare,
-            p50_ms=statistics.median(latencies.milliseconds),
-            p99_ms=latencies.percentile(0.99),
-            searches=_SEARCHES,
-            recall=recall,
-        )
+        http = HttpClient(fleet.http_url)
+        try:
+            for question in QUESTIONS:
+                view.answers(question, *await _ask(http, question))
+            question, model, order = await _rerank(http, documents)
+            card = await client.find_model(model, "rerank")
+            view.reranked(question, f"by {model}, {card.rerank_method}", order)
+            with view.working(f"{_SEARCHES} searches, each also exactly"):
+                latencies, recall = await asyncio.to_thread(_searches, http, documents)
+        finally:
+            http.close()
+    summary = Summary(
+        documents=result.documents,
+        embedded=result.committed,
+        unchanged=result.unchanged,
+        seconds=result.seconds,
+        bare_docs_per_s=bare,
+        p50_ms=latencies.percentile(0.5),
+        p99_ms=latencies.percentile(0.99),
+        searches=_SEARCHES,
+        recall=recall,
     )
+    view.summary(summary)
+    figures = json.dumps(asdict(summary), indent=2)
+    (options.settings.data / _FIGURES_FILE).write_text(figures + "\n")
 
 
 async def _count(producer: AsyncProducer) -> int:
@@ -227,7 +229,7 @@ async def _rerank(
     body = {"query": question, "documents": [entry["text"] for entry in chosen]}
     answer = await asyncio.to_thread(client.post, "/v1/rerank", body)
     order = [(chosen[r["index"]]["id"], r["relevance_score"]) for r in answer["results"]]
-    return question, str(answer.get("method", answer.get("model", ""))), order
+    return question, str(answer["model"]), order
 
 
 def _searches(client: HttpClient, documents: Sequence[dict[str, Any]]) -> tuple[_Latencies, float]:

@@ -47,7 +47,9 @@ class DemoView:
     def title(self, data: Path) -> None:
         """Say what begins."""
         self._console.rule("[bold]vecfleet demo")
-        self._console.print(f"[dim]a fleet on this machine, its data in {escape(str(data))}")
+        self._console.print(
+            f"[dim]a fleet on this machine, its data in {escape(str(data))}", soft_wrap=True
+        )
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -144,7 +146,8 @@ class DemoView:
         self._console.print(
             f"The collection stays in {shown}: run again, and only what changed is embedded.\n"
             f"To go on with it: [bold]vecfleet up --data {shown}[/], and in another terminal\n"
-            f"[bold]VECFLEET_DATA={shown} vecfleet search {collection} 'a question'[/]"
+            f"[bold]VECFLEET_DATA={shown} vecfleet search {collection} 'a question'[/]",
+            soft_wrap=True,
         )
 
 

@@ -296,4 +296,5 @@ def demo(settings: Settings, /, documents: int | None, source: Path | None, **gi
     """Ingest the docstrings of the installed Python packages, ask questions, and sum up."""
     from vecfleet.fleet.demo import DOCUMENTS, DemoOptions, run_demo
 
+    given["port"] = given["port"] or 0  # any that is free: nobody has to know it
     return run_demo(DemoOptions(with_given(settings, **given), documents or DOCUMENTS, source))

@@ -199,11 +199,11 @@ class Supervisor:
         name = child.spec.name
         error: VecfleetError | None = None
         if code == EXIT_CONFIG:
-            error = ConfigError(f"{name} cannot start as it is told to; its own message is above")
+            error = ConfigError(f"{name} cannot start as it is told to; its own message tells why")
         elif not self._settled and child.failures >= MAX_FAILED_STARTS:
             error = VecfleetError(
                 f"{name} failed {child.failures} times while starting ({describe_end(code)}); "
-                "its own messages are above"
+                "its own messages tell why"
             )
         if error is not None:
             self._fail(error)
