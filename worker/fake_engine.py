@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ NAN = "[[nan]]"  # the row of such a text is NaN
 NO_MEMORY = "[[no-memory]]"  # a step of several texts that holds such a text is out of memory
 
 NULL_DIMENSION = 384
-_NULL_ROWS = 1024
+_NULL_ROWS = 16_384
+_NULL_CLUSTERS = 512
 
 
 def fake_vector(text: str, dimension: int) -> NDArray[np.float32]:
@@ -178,14 +180,20 @@ class FakeEngine:
 
 
 class NullEngine:
-    """Costs nothing: rows of one fixed matrix, picked by the text's length.
+    """Costs next to nothing: rows of one fixed matrix, picked by a checksum of the text.
 
-    It measures what everything around an engine costs, so it neither reads a text nor waits.
+    It measures what everything around an engine costs. The rows are different and stand in
+    clusters, as a model's do, so that an index over them is like a real one.
     """
 
     def __init__(self, name: str = "null", dimension: int = NULL_DIMENSION) -> None:
-        rows = np.random.default_rng(0).standard_normal((_NULL_ROWS, dimension), np.float32)
-        self._rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        chance = np.random.default_rng(0)
+        rows = chance.standard_normal((_NULL_ROWS, dimension), np.float32)
+        rows += chance.standard_normal((_NULL_CLUSTERS, dimension), np.float32)[
+            np.arange(_NULL_ROWS) % _NULL_CLUSTERS
+        ]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        self._rows = rows
         space = Space("0", "mean", True, dimension, "", 1 << 20)
         self.card = ModelCard(
             name=name,
@@ -219,7 +227,8 @@ class NullEngine:
         self._tokens += int(lengths.sum())
         self._texts += len(texts)
         self._steps += 1
-        vectors = self._rows[lengths % _NULL_ROWS]
+        picked = [crc32(text.encode()) % _NULL_ROWS for text in texts]
+        vectors = self._rows[picked]
         return Embeddings(vectors, lengths, np.zeros(len(texts), np.bool_))
 
     async def rerank(

@@ -34,6 +34,7 @@ class EngineStatus:
             "model": self._engine.card.name,
             "tokens_per_s": round(self._tokens_per_s, 1),
             "tokens": stats.tokens,
+            "bulk_tokens": stats.bulk_tokens,
             "texts": stats.texts,
             "steps": stats.steps,
             "busy_s": round(stats.busy_s, 3),

@@ -110,7 +110,7 @@ class StepLoop(Generic[P]):
             for priority in Priority
         }
         self._running_tokens = 0
-        self._tokens = self._texts = self._steps = 0
+        self._tokens = self._bulk_tokens = self._texts = self._steps = 0
         self._busy_s = 0.0
         self._bulk_steps_s: deque[float] = deque(maxlen=STEP_MEDIAN_OVER)
 
@@ -180,6 +180,7 @@ class StepLoop(Generic[P]):
                 bulk_step_p50_s=statistics.median(self._bulk_steps_s)
                 if self._bulk_steps_s
                 else 0.0,
+                bulk_tokens=self._bulk_tokens,
             )
 
     async def close(self) -> None:
@@ -235,7 +236,6 @@ class StepLoop(Generic[P]):
     def _step_until_closed(self) -> None:
         while True:
             with self._changed:
-                self._running_tokens = 0
                 self._changed.wait_for(self._has_work)
                 if self._closing:
                     break
@@ -261,11 +261,13 @@ class StepLoop(Generic[P]):
         took_s = time.perf_counter() - began
         finished = []
         with self._changed:
+            self._running_tokens = 0
             self._steps += 1
             self._tokens += batch.tokens
             self._texts += len(batch.entries)
             self._busy_s += took_s
             if batch.priority is Priority.BULK:
+                self._bulk_tokens += batch.tokens
                 self._bulk_steps_s.append(took_s)
             for entry in batch.entries:
                 call = entry.call
