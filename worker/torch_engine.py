@@ -36,6 +36,7 @@ class TorchEngine:
             dtype=str(model.dtype).removeprefix("torch."), engine="torch", served_name=served_name
         )
         self.step_tokens = model.step_tokens  # tokens of a forward pass
+        self.model_is_packed = model.packed  # whether passes run without padding
 
     @classmethod
     async def load(cls, name: str, settings: TorchSettings | None = None) -> TorchEngine:
