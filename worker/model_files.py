@@ -201,6 +201,7 @@ def _check_weights(name: str, path: Path) -> None:
 
 def _kind(name: str, path: Path, config: dict[str, Any], task: TaskChoice) -> Kind:
     architectures = " ".join(config.get("architectures") or [])
+    label = Path(name).name.lower()
     if "ForSequenceClassification" in architectures and task != "embed":
         labels = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
         if labels > 2:
@@ -210,9 +211,7 @@ def _kind(name: str, path: Path, config: dict[str, Any], task: TaskChoice) -> Ki
         return "cross-encoder"
     is_causal = "ForCausalLM" in architectures
     pools = any(_module_class(module) == "Pooling" for module in _modules(path))
-    if task == "rerank" or (
-        task == "auto" and is_causal and not pools and "rerank" in name.lower()
-    ):
+    if task == "rerank" or (task == "auto" and is_causal and not pools and "rerank" in label):
         if not is_causal or config.get("model_type") != "qwen3":
             raise ConfigError(
                 f"{name} ({architectures or 'no architecture named'}) is no reranker that this "
@@ -220,7 +219,7 @@ def _kind(name: str, path: Path, config: dict[str, Any], task: TaskChoice) -> Ki
                 field="model",
             )
         return "qwen3-reranker"
-    if is_causal and not pools and "embed" not in name.lower():
+    if is_causal and not pools and "embed" not in label:
         raise ConfigError(
             f"{name} is a causal language model without a pooling module; say whether it embeds "
             "or reranks (Qwen3-Embedding, Qwen3-Reranker)",
