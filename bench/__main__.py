@@ -1,0 +1,5 @@
+"""``python -m vecfleet.bench``."""
+
+from vecfleet.bench.main import main
+
+main()
