@@ -222,12 +222,40 @@ def _kmeans(sample: Scores, count: int, rounds: int, start: Scores | None = None
     return kmeans
 
 
-def build_ivf(template: bytes, pieces: Iterable[NDArray[np.float16]]) -> Any:
-    """The index of a segment's vectors, given in pieces, from a template."""
+def build_ivf(
+    template: bytes,
+    pieces: Iterable[tuple[NDArray[np.float16], RowNumbers]],
+    reused: Iterable[tuple[Path, RowNumbers]] = (),
+) -> Any:
+    """The index of a segment, from a template.
+
+    ``pieces`` are vectors with their rows. ``reused`` are indexes of the same template whose codes
+    are taken as they are, each with the new row of every old row, or -1: finding a vector's list
+    is nearly all of the work of adding it.
+    """
     index = faiss.deserialize_index(np.frombuffer(template, np.uint8))
-    for piece in pieces:
-        index.add(widen(piece))
+    for path, moved in reused:
+        _copy_lists(index, path, moved)
+    for vectors, rows in pieces:
+        index.add_with_ids(widen(vectors), rows)
     return index
+
+
+def _copy_lists(index: Any, path: Path, moved: RowNumbers) -> None:
+    source = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    lists, target, code_size = source.invlists, index.invlists, source.code_size
+    for number in range(source.nlist):
+        size = lists.list_size(number)
+        if not size:
+            continue
+        rows = moved[faiss.rev_swig_ptr(lists.get_ids(number), size)]
+        kept = rows >= 0
+        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * code_size)
+        codes = np.ascontiguousarray(codes.reshape(size, code_size)[kept])
+        rows = np.ascontiguousarray(rows[kept])
+        if len(rows):
+            target.add_entries(number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(codes))
+            index.ntotal += len(rows)
 
 
 def build_hnsw(dimension: int, pieces: Iterable[NDArray[np.float16]]) -> Any:

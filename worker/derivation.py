@@ -8,7 +8,7 @@ caller's, where there are enough, else stored rows moved by noise.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +22,7 @@ from vecfleet.worker.exact_scan import Scores, scan, widen
 from vecfleet.worker.index_policy import IndexRequest, sample_rows
 from vecfleet.worker.open_segment import OpenSegment
 from vecfleet.worker.partition_state import IndexEntry, Template
+from vecfleet.worker.rows import RowNumbers
 
 PIECE_ROWS = 16_384
 QUERY_COUNT = 200
@@ -45,24 +46,29 @@ def derive(
     sources: Mapping[int, OpenSegment],
     request: IndexRequest,
     queries: Scores | None = None,
+    merged: Sequence[tuple[OpenSegment, IndexEntry | None]] = (),
     crash: CrashPoint = no_crash,
 ) -> Derived:
     """Build and publish the index of ``part``; a template is trained on rows of ``sources``.
 
-    Raises ``Unavailable`` when a file cannot be written, ``CorruptData``.
+    ``merged`` are the segments that ``part`` was made of, with their indexes: the codes of those
+    that have the same template are reused. Raises ``Unavailable`` when a file cannot be written,
+    ``CorruptData``.
     """
     vectors = part.segment.rows.vectors
     template: Template | None = None
     if request.kind == "hnsw":
         digest = ""
-        index = ann.build_hnsw(vectors.shape[1], _pieces(vectors))
+        everything = np.arange(len(vectors))
+        index = ann.build_hnsw(vectors.shape[1], (v for v, _ in _pieces(vectors, everything)))
     else:
         if request.template is None:
             raw, template = _train(directory, sources, request)
         else:
             raw = (directory / request.template).read_bytes()
         digest = _digest(raw)
-        index = ann.build_ivf(raw, _pieces(vectors))
+        reused, fresh = _reuse(directory, part, merged, digest)
+        index = ann.build_ivf(raw, _pieces(vectors, fresh), reused)
     crash("index built")
     path = directory / request.file
     _publish(path, index, crash)
@@ -143,9 +149,34 @@ def _calibrate(path: Path, part: OpenSegment, request: IndexRequest, queries: Sc
     return low
 
 
-def _pieces(vectors: NDArray[np.float16]) -> Iterator[NDArray[np.float16]]:
-    for start in range(0, len(vectors), PIECE_ROWS):
-        yield vectors[start : start + PIECE_ROWS]
+def _reuse(
+    directory: Path,
+    part: OpenSegment,
+    merged: Sequence[tuple[OpenSegment, IndexEntry | None]],
+    template: str,
+) -> tuple[list[tuple[Path, RowNumbers]], RowNumbers]:
+    """Indexes to take codes from, with where their rows went, and the rows that remain."""
+    remaining = np.ones(len(part.segment), np.bool_)
+    reused: list[tuple[Path, RowNumbers]] = []
+    everything = np.ones(len(part.segment), np.bool_)
+    for source, entry in merged:
+        if entry is None or entry.template != template:
+            continue
+        living = np.flatnonzero(source.liveness.alive)
+        moved = np.full(len(source.segment), -1, np.int64)
+        # One row of an id lives among all inputs, so its key finds it in the output.
+        moved[living] = part.segment.find(source.segment.rows.keys[living], everything)
+        remaining[moved[moved >= 0]] = False
+        reused.append((directory / entry.file, moved))
+    return reused, np.flatnonzero(remaining)
+
+
+def _pieces(
+    vectors: NDArray[np.float16], rows: RowNumbers
+) -> Iterator[tuple[NDArray[np.float16], RowNumbers]]:
+    for start in range(0, len(rows), PIECE_ROWS):
+        some = rows[start : start + PIECE_ROWS]
+        yield vectors[some], some
 
 
 def _publish(path: Path, index: object, crash: CrashPoint) -> None:

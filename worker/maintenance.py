@@ -32,7 +32,10 @@ from vecfleet.worker.segment import Segment, write_segment
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One piece of work: make one segment of ``inputs``, or index the segment ``file``."""
+    """One piece of work: make one segment of ``inputs``, or index the segment ``file``.
+
+    For an index, ``inputs`` are what the segment was made of, where that still serves.
+    """
 
     kind: Literal["merge", "index"]
     directory: str
@@ -111,13 +114,15 @@ def _index(task: Task, directory: Path, crash: CrashPoint) -> Result:
     if task.index is None:
         raise CorruptData("a task to index names no index")
     ann.set_threads(task.index.threads)
-    sources: dict[int, OpenSegment] = {}
-    if task.index.template is None:
-        manifest = Manifest.open_to_read(directory)
-        state, deaths = manifest.deltas(0)
-        manifest.close()
-        good = [entry for entry in state.segments if not entry.fault]
-        sources = dict(open_all(directory, good, deaths))
+    manifest = Manifest.open_to_read(directory)
+    state, deaths = manifest.deltas(0)
+    manifest.close()
+    training = task.index.template is None
+    wanted = set(task.inputs)
+    entries = [e for e in state.segments if not e.fault and (training or e.number in wanted)]
+    sources = open_all(directory, entries, deaths)
+    indexes = {entry.segment: entry for entry in state.indexes}
+    origins = [(sources[n], indexes.get(n)) for n in task.inputs if n in sources]
     entry = SegmentEntry(task.number, 0, task.file, 0, 0, 0)
     part = OpenSegment.open(directory, entry, just_written=False)
     queries = None
@@ -125,7 +130,7 @@ def _index(task: Task, directory: Path, crash: CrashPoint) -> Result:
         raw = np.frombuffer(base64.b64decode(task.queries), "<f2")
         queries = raw.reshape(-1, part.segment.rows.dimension).astype(np.float32)
     crash("index opened")
-    derived = derivation.derive(directory, part, sources, task.index, queries, crash)
+    derived = derivation.derive(directory, part, sources, task.index, queries, origins, crash)
     return Result(index=derived.index, template=derived.template)
 
 

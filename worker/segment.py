@@ -34,7 +34,7 @@ MAGIC = b"VFSEGM01"
 HEADER_BYTES = 4096
 ALIGN_BYTES = 64
 SCRATCH_BYTES = 128  # the header's end stays free: a reader of vectors may write there, privately
-LARGE_BYTES = 32 << 20  # vectors beyond this are not verified again by a reader that runs
+LARGE_BYTES = 32 << 20  # what was written larger is not verified again by readers that run
 _HEADER = struct.Struct("<8sII")  # magic, length of the table, its checksum
 _DTYPES: dict[str, Any] = {
     "vectors": "<f2",
@@ -86,9 +86,9 @@ class Segment:
     def open(cls, path: Path, *, just_written: bool = False, own: bool = False) -> Segment:
         """Map ``path`` and check it; raises ``CorruptSegment`` naming it, ``FileNotFoundError``.
 
-        ``just_written`` leaves the vectors of a large segment unchecked: its writer has verified
-        the file moments ago, and a search should not wait for it. ``own``: this process has
-        written the file just now, and only the header is checked.
+        Of a large segment that was ``just_written`` only the header is checked: the process that
+        merged it has verified the file moments ago, and searches should not wait. ``own``: the
+        same for a file of any size that this process has just written.
         """
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -96,12 +96,9 @@ class Segment:
                 raise CorruptSegment(f"{path.name} has only {size} bytes")
             # A private mapping: faiss wants a header of its own before the vectors (ann.py).
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        table = _read_table(path, buffer)
-        segment = cls(path, buffer, table)
-        if own:
-            return segment
-        skip = just_written and segment.rows.vectors.nbytes > LARGE_BYTES
-        segment._verify({"pages"} | ({"vectors"} if skip else set()))
+        segment = cls(path, buffer, _read_table(path, buffer))
+        if not own and not (just_written and size > LARGE_BYTES):
+            segment._verify({"pages"})
         return segment
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Upkeep of a partition: what to compact and index next, and the children that do it.
 
 Two children at most: one merges, one builds indexes, so that a long build never holds up the merges
-that ingestion needs. A merge whose output deserves an index at once keeps its inputs serving until
-the index is built; then both are committed together. Rows that die in the inputs meanwhile are
+that ingestion needs. A merge of segments that have indexes keeps them serving until the output has
+its own; then both are committed together. Rows that die in the inputs meanwhile are
 noted here and die in the output at the swap.
 """
 
@@ -35,9 +35,8 @@ from vecfleet.worker.partition_state import State, Template
 from vecfleet.worker.rows import RowNumbers
 
 MERGE_NICE = 5
-INDEX_NICE = 19
+INDEX_NICE = 10
 RETRY_AFTER_S = 30.0
-INDEX_AT_ONCE_FACTOR = 4  # a merge of this many times a large segment is not served unindexed
 
 
 @dataclass(slots=True)
@@ -47,6 +46,7 @@ class Job:
     number: int  # of the segment that is made or indexed
     file: str
     inputs: tuple[int, ...]  # empty for an index alone
+    was_indexed: bool = False  # most of its inputs' rows: the output is not served without
     died: list[tuple[int, RowNumbers]] = field(default_factory=list)
     rows: int = 0
     nbytes: int = 0
@@ -80,7 +80,7 @@ class Upkeep:
         self._indexer = MaintenanceChild(INDEX_NICE)
         self._merging: Job | None = None
         self._indexing: Job | None = None
-        self._awaiting_index: Job | None = None  # a merge that is written
+        self._awaiting_index: list[Job] = []  # merges that are written
         self._not_before_s = {"merge": 0.0, "index": 0.0}
         self._threads = 1
         self._queries = ""
@@ -90,13 +90,14 @@ class Upkeep:
     @property
     def jobs(self) -> list[Job]:
         """All that is under way."""
-        return [job for job in (self._merging, self._awaiting_index, self._indexing) if job]
+        return [job for job in (self._merging, *self._awaiting_index, self._indexing) if job]
 
     def close(self) -> None:
         """End the children; what they were doing is dropped."""
         self._merger.close()
         self._indexer.close()
-        self._merging = self._indexing = self._awaiting_index = None
+        self._merging = self._indexing = None
+        self._awaiting_index = []
 
     def note_deaths(self, deaths: Mapping[int, RowNumbers]) -> None:
         """Remember rows that died in segments that are being merged."""
@@ -109,9 +110,9 @@ class Upkeep:
         if self._merging is not None and (result := self._merger.poll()) is not None:
             job, self._merging = self._merging, None
             job.result, job.rows, job.nbytes = result, result.rows, result.nbytes
-            at_once = INDEX_AT_ONCE_FACTOR * self._limits.large_work
-            if result.error is None and job.rows * self._dimension >= at_once and self._indexes:
-                self._awaiting_index = job
+            large = is_large(job.rows, self._dimension, self._limits)
+            if result.error is None and large and job.was_indexed and self._indexes:
+                self._awaiting_index.append(job)
             else:
                 ended.append(job)
         if self._indexing is not None and (result := self._indexer.poll()) is not None:
@@ -143,7 +144,7 @@ class Upkeep:
         plan = plan_index(documents, self._dimension, state.spec.policy, self._limits)
         self._indexes = plan.kind != "exact"
         started: list[Job] = []
-        if self._merging is None and self._awaiting_index is None and self._due("merge"):
+        if self._merging is None and self._due("merge"):
             self._start_merge(state, segments, next_number, started)
         if self._indexing is None and self._indexes and self._due("index"):
             self._start_index(state, segments, plan, documents, started)
@@ -172,7 +173,15 @@ class Upkeep:
         if not inputs:
             return
         number = next_number()
-        job = Job(number, f"seg-{number:08d}-{self._token:x}.seg", tuple(inputs))
+        indexed = {entry.segment for entry in state.indexes}
+        rows = sum(len(segments[n].segment) for n in inputs)
+        rows_indexed = sum(len(segments[n].segment) for n in inputs if n in indexed)
+        job = Job(
+            number,
+            f"seg-{number:08d}-{self._token:x}.seg",
+            tuple(inputs),
+            was_indexed=2 * rows_indexed > rows,
+        )
         task = Task(
             "merge", str(self._directory), number, job.file, job.inputs, crash_at=self._crash_at
         )
@@ -194,7 +203,7 @@ class Upkeep:
         started: list[Job],
     ) -> None:
         template = _template(state, plan)
-        job, self._awaiting_index = self._awaiting_index, None
+        job = self._awaiting_index.pop(0) if self._awaiting_index else None
         if job is None:
             part = self._unindexed(state, segments, plan, template)
             if part is None and template and must_retrain(template.trained_rows, documents):
@@ -219,6 +228,7 @@ class Upkeep:
             str(self._directory),
             job.number,
             job.file,
+            job.inputs,
             index=request,
             queries=self._queries,
             crash_at=self._crash_at,

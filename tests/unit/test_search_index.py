@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 from index_oracle import DIMENSION, Oracle, check_reader, open_writer, settle, shard, vector_of
@@ -221,6 +222,43 @@ def test_a_template_is_trained_again_at_four_times_its_size(tmp_path):
     names = {p.name for p in tmp_path.glob("*.faiss")}
     assert names == writer.state.files & names
     assert len(names) == len(writer.state.indexes) + 1
+    writer.close()
+
+
+def test_a_merge_of_indexed_segments_reuses_their_codes(tmp_path):
+    spec = PartitionSpec("0" * 32, "space", 64, "auto", 0.98)
+    writer = open_writer(tmp_path, spec=spec, thresholds=LIMITS)
+    vectors = clustered(8 * 2500, 64)
+    for k in range(8):
+        if k == 7:
+            assert settle(writer) == []
+            assert len(writer.state.indexes) == 7
+            gone = [(f"d0-{i}", 5) for i in range(100)]
+            writer.apply([shard("gone", [], gone, dimension=64)])
+        ids = [f"d{k}-{i}" for i in range(2500)]
+        some = vectors[k * 2500 : (k + 1) * 2500]
+        data = build_shard(f"s{k}", "space", 64, ids=ids, texts=ids, vectors=some, versions=1)
+        writer.apply([Shard.parse(data)])
+    template = writer.state.templates[0].hash
+    assert settle(writer) == []
+    (index,) = writer.state.indexes
+    assert index.template == template
+    stored = faiss.read_index(str(tmp_path / index.file))
+    rows = np.concatenate(
+        [
+            faiss.rev_swig_ptr(stored.invlists.get_ids(n), stored.invlists.list_size(n)).copy()
+            for n in range(stored.nlist)
+            if stored.invlists.list_size(n)
+        ]
+    )
+    total = writer.state.segments[0].rows
+    documents = np.flatnonzero(~writer._segments[index.segment].segment.rows.tombstones)
+    assert len(rows) == len(set(rows.tolist())) == stored.ntotal
+    assert set(documents.tolist()) <= set(rows.tolist()) <= set(range(total))
+    reader = PartitionReader.open(tmp_path)
+    assert reader.stats().indexed_documents == 8 * 2500 - 100
+    assert agreement(reader, clustered(100, 64, seed=5)) >= 0.97
+    reader.close()
     writer.close()
 
 
