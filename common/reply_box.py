@@ -26,6 +26,7 @@ _WAIT_S = 5
 _RETRY_S = 0.5
 _MOST_AT_ONCE = 256
 _GRACE_S = 1.0
+_CANCEL_AGAIN_S = 0.1
 
 
 class ReplyBox:
@@ -51,9 +52,12 @@ class ReplyBox:
 
     async def close(self) -> None:
         """Stop reading; whoever still waits gets ``JobFailed``."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:
+            # More than once: redis-py can lose a cancellation that comes while it connects.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
         self._tasks = []
         for future in self._waiting.values():
             if not future.done():
