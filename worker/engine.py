@@ -92,8 +92,8 @@ class Engine(Protocol):
     ) -> Scores:
         """Score (query, document) pairs; ``instruction`` is read by models that take one.
 
-        A document that is too long is cut, the query never.  Errors as in ``embed``; ``TextsTooLong``
-        also where a query leaves no room for its document.
+        A document that is too long is cut, the query never.  Errors as in ``embed``, and
+        ``TextsTooLong`` where a query leaves no room for its document.
         """
         ...
 
