@@ -38,7 +38,7 @@ class Console:
 
     def say(self, message: str, *, level: str = "info", **fields: Any) -> None:
         """Print a line of the fleet's own."""
-        self.line(FLEET, json.dumps({**_entry(message), "level": level, **fields}, default=str))
+        self.line(FLEET, log_line(message, level=level, **fields))
 
     def _prefix(self, name: str) -> str:
         if name not in self._colours:
@@ -51,6 +51,11 @@ class Console:
             self._stream.flush()
         except (OSError, ValueError):
             return  # nobody reads any more (`vecfleet up | head`): the fleet goes on
+
+
+def log_line(message: str, *, level: str = "info", **fields: Any) -> str:
+    """A JSON log line of this moment."""
+    return json.dumps({**_entry(message), "level": level, **fields}, default=str)
 
 
 def render(entry: dict[str, Any], *, colour: bool = False) -> str:

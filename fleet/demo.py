@@ -24,6 +24,8 @@ from vecfleet.producer import AsyncProducer, Progress, SubmissionResult
 
 COLLECTION = "docstrings"
 DOCUMENTS = 8000
+_LEAST_DOCUMENTS = 2000
+_INGEST_S = 100.0  # a slow machine takes fewer passages, so that the demo ends within minutes
 QUESTIONS = (
     "How do I try a failed Redis command again, waiting longer each time?",
     "Which class shows a progress bar in the terminal?",
@@ -46,7 +48,7 @@ class DemoOptions:
     """What the demo runs on."""
 
     settings: Settings
-    documents: int = DOCUMENTS
+    documents: int | None = None  # None: as many as fit into the demo's time, as many again later
     source: Path | None = None  # a folder of packages; None: this environment's
 
 
@@ -113,23 +115,25 @@ def _with_log(error: VecfleetError, data: Path) -> VecfleetError:
 
 
 async def _work(options: DemoOptions, fleet: Fleet, view: DemoView) -> None:
+    earlier = _figures(options.settings.data)
+    limit = options.documents or earlier.get("documents") or DOCUMENTS
     with view.working("reading the docstrings of the installed packages"):
-        documents = await asyncio.to_thread(
-            lambda: list(read_corpus(options.source, options.documents))
-        )
+        documents = await asyncio.to_thread(lambda: list(read_corpus(options.source, limit)))
     if not documents:
         raise VecfleetError("no docstrings found: are there packages in this environment?")
+    bare = None
+    if not earlier:
+        with view.working("measuring the engine alone, the fleet idle"):
+            bare = await _bare_docs_per_s(options.settings, documents)
+        view.done(f"the engine alone: {bare:,.0f} docs/s")
+        if options.documents is None:
+            documents = documents[: max(_LEAST_DOCUMENTS, int(bare * _INGEST_S))]
     packages = len({document["metadata"]["package"] for document in documents})
     view.done(f"{len(documents):,} passages of {packages} packages")
 
     async with AsyncProducer(fleet.redis_url) as producer:
         client = await producer.fleet()
         await client.create_collection(COLLECTION, model=served_name(options.settings.model))
-        bare = None
-        if await _count(producer) == 0:
-            with view.working("measuring the engine alone, the fleet idle"):
-                bare = await _bare_docs_per_s(options.settings, documents)
-            view.done(f"the engine alone: {bare:,.0f} docs/s")
         result = await _ingest(producer, documents, view)
         http = HttpClient(fleet.http_url)
         try:
@@ -158,10 +162,13 @@ async def _work(options: DemoOptions, fleet: Fleet, view: DemoView) -> None:
     (options.settings.data / _FIGURES_FILE).write_text(figures + "\n")
 
 
-async def _count(producer: AsyncProducer) -> int:
-    client = await producer.fleet()
-    stats = await client.collection_stats(await client.collection(COLLECTION))
-    return int(stats["documents"])
+def _figures(data: Path) -> dict[str, Any]:
+    """What an earlier run that came to its end has measured."""
+    try:
+        figures = json.loads((data / _FIGURES_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return figures if isinstance(figures, dict) else {}
 
 
 async def _ingest(

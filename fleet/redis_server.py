@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import re
 import secrets
@@ -15,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -24,6 +22,7 @@ import redis
 
 from vecfleet.common.errors import ConfigError, RedisUnavailable, VecfleetError
 from vecfleet.common.redis_client import connect, translated
+from vecfleet.fleet.console import log_line
 from vecfleet.fleet.process import dies_with_parent
 
 FLOOR = (6, 2)
@@ -193,9 +192,7 @@ def redis_log_line(line: str) -> str | None:
     if found is None:
         return line
     level, message = found[1], found[2]
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    name = "warning" if level == "#" else "info"
-    return json.dumps({"time": now, "level": name, "message": message})
+    return log_line(message, level="warning" if level == "#" else "info")
 
 
 class RedisServer:

@@ -294,7 +294,7 @@ def up(
 @click.pass_obj
 def demo(settings: Settings, /, documents: int | None, source: Path | None, **given: Any) -> int:
     """Ingest the docstrings of the installed Python packages, ask questions, and sum up."""
-    from vecfleet.fleet.demo import DOCUMENTS, DemoOptions, run_demo
+    from vecfleet.fleet.demo import DemoOptions, run_demo
 
     given["port"] = given["port"] or 0  # any that is free: nobody has to know it
-    return run_demo(DemoOptions(with_given(settings, **given), documents or DOCUMENTS, source))
+    return run_demo(DemoOptions(with_given(settings, **given), documents, source))

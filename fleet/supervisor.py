@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vecfleet.common.errors import ConfigError, VecfleetError
+from vecfleet.fleet.console import log_line
 from vecfleet.fleet.process import dies_with_parent
 
 EXIT_CONFIG = 2  # a child that ends so was told nonsense: to start it again does not help
@@ -215,7 +216,7 @@ class Supervisor:
 
     def _tell(self, child: _Child, message: str) -> None:
         if self._output is not None:
-            self._output(child.spec.name, message)
+            self._output(child.spec.name, log_line(message, level="warning"))
 
 
 def restart_delay_s(failures: int) -> float:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import FLEET_FILE, Settings
-from vecfleet.fleet.console import Console
+from vecfleet.fleet.console import FLEET, Console, log_line
 from vecfleet.fleet.machine import answers, check_port, count_gpus, locked
 from vecfleet.fleet.presence import workers_here
 from vecfleet.fleet.process import role_command
@@ -206,7 +206,7 @@ class Fleet:
             self._output(name, shown)
 
     def _say(self, message: str) -> None:
-        self._output("fleet", message)
+        self._output(FLEET, log_line(message))
 
 
 def served_name(model: str) -> str:
