@@ -21,6 +21,7 @@ REQUESTS_AT_ONCE = 8
 SINGLES_AT_ONCE = 32
 SATURATING_QUERIES = 64  # at once
 WINDOW_BLOCKS = 16
+SATURATING_BLOCKS = 8  # more than a worker claims ahead, soon done when it ends
 ENDLESS = 100_000_000  # documents; the feeder is told to stop
 MAX_STEP_MS = 150
 WAIT_ALLOWED_MS = 10  # beside the steps
@@ -187,7 +188,7 @@ async def _saturated_by_bulk(rig: Rig, feeder: Child, name: str) -> AsyncIterato
     """Endless passages on their way into a collection while the context lasts."""
     await rig.client.create_collection(name)
     steps = (await rig.worker_status())["steps"]
-    feeder.tell("ingest", collection=name, start=0, count=ENDLESS, window=WINDOW_BLOCKS)
+    feeder.tell("ingest", collection=name, start=0, count=ENDLESS, window=SATURATING_BLOCKS)
     while (await rig.worker_status())["steps"] < steps + 20:
         await asyncio.sleep(0.1)
     try:

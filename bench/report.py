@@ -41,7 +41,9 @@ def write(path: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(entries: Mapping[str, Any], console: Console) -> None:
     """Print the table."""
-    table = Table("key", "what", "target", "value", "ok", title="vecfleet bench")
+    table = Table(title="vecfleet bench")
+    for name in ("key", "what", "target", "value", "ok"):
+        table.add_column(name, no_wrap=name != "what", overflow="fold")
     for target in TARGETS:
         if target.key not in entries:
             continue
