@@ -45,6 +45,8 @@ from vecfleet.worker.sqlite_file import is_undone
 from vecfleet.worker.supersession import deaths_by, died_since
 from vecfleet.worker.upkeep import Job, Upkeep
 
+__all__ = ["ApplyOutcome", "MaintenanceReport", "PartitionStats", "PartitionWriter"]
+
 QUARANTINE = "quarantine"
 
 

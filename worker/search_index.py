@@ -25,41 +25,12 @@ from vecfleet.worker.liveness import Liveness
 from vecfleet.worker.manifest import Manifest
 from vecfleet.worker.partition_state import IndexEntry, SegmentEntry, State
 from vecfleet.worker.rows import RowNumbers
+from vecfleet.worker.search_report import Hit, ReaderStats, StoredDocument
 from vecfleet.worker.segment import Segment
 
+__all__ = ["Hit", "PartitionReader", "ReaderStats", "StoredDocument"]
+
 REFRESH_ATTEMPTS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One document that a search found."""
-
-    id: str
-    score: float  # cosine
-    text: str
-    metadata: bytes | None  # a JSON object
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """One document as the index holds it."""
-
-    id: str
-    text: str
-    metadata: bytes | None
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderStats:
-    """A view in numbers."""
-
-    documents: int
-    segments: int
-    indexed_documents: int
-    nbytes: int
-    generation: int
-    quarantined: tuple[str, ...]  # files that could not be used; their documents are missing
 
 
 @dataclass(frozen=True, slots=True)
