@@ -41,9 +41,13 @@ class ReplyBox:
         self._redis = client
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        # Cancelling alone does not end the loops: Python 3.11's wait_for, through which redis-py
+        # sends, can swallow a cancellation that comes while it finishes.
+        self._closing = False
 
     async def open(self) -> None:
         """Show that this box is alive and begin to read."""
+        self._closing = False
         await self._say_alive()
         self._tasks = [
             asyncio.create_task(self._keep_alive(), name="reply-box-alive"),
@@ -92,7 +96,7 @@ class ReplyBox:
             await self._redis.set(keys.alive(self.name), "1", ex=keys.ALIVE_TTL_S)
 
     async def _keep_alive(self) -> None:
-        while True:
+        while not self._closing:
             await asyncio.sleep(keys.ALIVE_TTL_S / 3)
             try:
                 await self._say_alive()
@@ -100,7 +104,7 @@ class ReplyBox:
                 log.warning("cannot renew the reply box: %s", error)
 
     async def _read_forever(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 await self._read_once()
             except VecfleetError as error:

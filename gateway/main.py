@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 import uvloop
 
-from vecfleet.common.errors import ConfigError, RedisUnavailable, VecfleetError
+from vecfleet.common.errors import ConfigError, RedisUnavailable, Unavailable, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.app import create_app
@@ -76,7 +76,10 @@ async def serve(
     log.info("gateway listens on http://%s:%s", host, port)
     server = _Server(settings)
     stopper = asyncio.create_task(_stop(server, stop)) if stop is not None else None
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that the lifespan failed
+        raise Unavailable("the gateway could not start; the lines above say why") from error
     if stopper is not None:
         stopper.cancel()
     log.info("gateway has stopped")

@@ -49,6 +49,7 @@ class Responder:
         self.go = asyncio.Event()
         self.go.set()
         self._held = asyncio.Event()
+        self._closing = False  # cancelling alone can be swallowed by Python 3.11's wait_for
         self.answer: Callable[[str, dict[str, Any]], dict[str, Any]] = self._answer
         self._redis = client
         self._task: asyncio.Task[None] | None = None
@@ -64,6 +65,7 @@ class Responder:
 
     async def __aexit__(self, *error: object) -> None:
         assert self._task is not None
+        self._closing = True
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -85,7 +87,7 @@ class Responder:
 
     async def _serve(self) -> None:
         lists = [keys.queue_list(queue) for queue in self._queues]
-        while True:
+        while not self._closing:
             if not self.go.is_set():
                 self._held.set()
                 await self.go.wait()

@@ -61,11 +61,15 @@ async def gateway(redis_url, **settings):
                 except httpx.TransportError:
                     return None
 
-            await eventually(answers)
+            await eventually(answers, what="an answer of the gateway")
             yield Served(port, http)
     finally:
         stop.set()
-        await serving
+        await asyncio.wait([serving], timeout=30)
+        if not serving.done():
+            stacks = [f"{task}\n{task.get_stack()}" for task in asyncio.all_tasks()]
+            pytest.fail("the gateway does not stop:\n" + "\n".join(stacks))
+        serving.result()
 
 
 @pytest.fixture
