@@ -98,6 +98,14 @@ def _need_engine(engine: str) -> None:
         need("worker", "numpy", "torch", "transformers")
 
 
+def _need_all(engine: str) -> None:
+    need("local", "numpy", "faiss", "fastapi", "uvicorn")
+    if engine in ("auto", "torch"):
+        need("local", "torch", "transformers")
+    else:
+        _need_engine(engine)
+
+
 @click.command()
 @_role
 @click.option("--host", metavar="ADDRESS", help="The address to listen on.")
@@ -265,6 +273,7 @@ def up(
     from vecfleet.fleet.up import FleetOptions, run_up
 
     chosen = with_given(settings, host=host, **given)
+    _need_all(chosen.engine)
     if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
         raise ConfigError("--workers must be a number of at least 1, or auto")
     return run_up(
@@ -294,7 +303,9 @@ def up(
 @click.pass_obj
 def demo(settings: Settings, /, documents: int | None, source: Path | None, **given: Any) -> int:
     """Ingest the docstrings of the installed Python packages, ask questions, and sum up."""
+    given["port"] = given["port"] or 0  # any that is free: nobody has to know it
+    chosen = with_given(settings, **given)
+    _need_all(chosen.engine)
     from vecfleet.fleet.demo import DemoOptions, run_demo
 
-    given["port"] = given["port"] or 0  # any that is free: nobody has to know it
-    return run_demo(DemoOptions(with_given(settings, **given), documents, source))
+    return run_demo(DemoOptions(chosen, documents, source))

@@ -54,6 +54,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["worker", "--engine", "vllm"], "vllm", "vllm"),
         (["gateway"], "fastapi", "gateway"),
         (["aggregator"], "faiss", "aggregator"),
+        (["up"], "faiss", "local"),
+        (["demo"], "torch", "local"),
     ],
 )
 def test_a_role_without_its_dependencies_names_the_extra(
