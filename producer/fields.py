@@ -41,8 +41,9 @@ class FieldMap:
     def parse(self, row: Mapping[str, Any], default_id: str) -> Document:
         """The document of a row; raises ``InvalidInput`` that names the field at fault."""
         if self.is_plain and row.keys() <= _PLAIN and type(row.get("id")) is str and row["id"]:
-            metadata = row.get(_METADATA)
-            if metadata is None or (self.metadata_fields is None and type(metadata) is dict):
+            metadata, version = row.get(_METADATA), row.get("version")
+            is_object = self.metadata_fields is None and type(metadata) is dict
+            if (metadata is None or is_object) and type(version) is not str:
                 return parse_document(row)
         return self._parse_mapped(row, default_id)
 
