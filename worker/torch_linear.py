@@ -7,10 +7,14 @@ own layers where these fail or disagree.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 LAYOUT_FOR_ROWS = 1024
+
+log = logging.getLogger(__name__)
 
 
 class OneDnnLinear(nn.Module):
@@ -50,8 +54,20 @@ class Replaced:
         self._originals.clear()
 
 
-def use_onednn(model: nn.Module, replaced: Replaced) -> None:
-    """Replace every linear layer of ``model``, with the GELU that follows it where there is one."""
+def use_onednn(model: nn.Module, replaced: Replaced) -> bool:
+    """Replace every linear layer of ``model``, with the GELU that follows it where there is one.
+
+    False where this torch has no such operators for this CPU.
+    """
+    try:
+        _replace_layers(model, replaced)
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        log.info("linear layers keep torch's layout: %s", error)
+        return False
+    return True
+
+
+def _replace_layers(model: nn.Module, replaced: Replaced) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear:

@@ -28,7 +28,7 @@ DtypeChoice = Literal["auto", "bfloat16", "float32", "float16"]
 MAX_STEP_S = 0.150
 CPU_STEP_TOKENS = (256, 512, 1024, 2048, 4096)
 GPU_STEP_TOKENS = 16_384
-LEAST_GAIN = 0.03  # a larger step must be faster by this much to be worth a query's longer wait
+LEAST_GAIN = 0.05  # a larger step must be faster by this much to be worth a query's longer wait
 STEP_TRIALS = 3
 TYPICAL_LENGTH = 64
 

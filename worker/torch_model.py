@@ -23,7 +23,8 @@ from vecfleet.worker.torch_linear import Replaced, use_onednn
 from vecfleet.worker.torch_packing import ATTENTION_NAME, Kernel, UnsupportedModel, pack
 
 TRIAL_LENGTHS = (5, 16, 17, 48, 61, 61, 100, 199)
-TIMED_TRIALS = 6
+TIMED_TRIALS = 10
+TIMED_TOKENS, TIMED_LENGTH = 512, 61  # passages are about so long; an odd length needs padding
 # A lone query's products are too small to share: a second thread gains little, and costs much when
 # its core is busy with another process.
 ONE_THREAD_TOKENS = 32
@@ -202,19 +203,14 @@ class TorchModel:
         """Take the fastest way that agrees with the padded one."""
         trial = self._trial()
         expected = self.run(trial)
-        onednn = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        for prepared in (True, False) if onednn else (False,):
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             replaced = Replaced()
-            try:
-                if prepared:
-                    use_onednn(self._outer, replaced)
-                if self._choose_kernel(trial, expected):
-                    self.onednn = prepared
-                    return
-            except (RuntimeError, AttributeError, NotImplementedError) as error:
-                log.info("oneDNN's layout is not for this model: %s", error)
+            if use_onednn(self._outer, replaced) and self._choose_kernel(trial, expected):
+                self.onednn = True
+                return
             replaced.undo()
-        log.info("the model runs padded: packed, it does not give the same results")
+        if not self._choose_kernel(trial, expected):
+            log.info("the model runs padded: packed, it does not give the same results")
 
     def _choose_kernel(self, trial: list[Tokens], expected: NDArray[np.float32]) -> bool:
         """Turn packing on with the fastest kernel that agrees; False where none does."""
@@ -223,37 +219,35 @@ class TorchModel:
         self.packed = True
         try:
             self._base.set_attn_implementation(ATTENTION_NAME)
-            kernels = [
-                kernel for kernel in kernels if self._agrees(self._with(kernel, trial), expected)
-            ]
+            right = [k for k in kernels if self._agrees(self._with(k, trial), expected)]
+            if right:
+                self.kernel = right[0] if len(right) == 1 else self._faster(right)
+                return True
         except (UnsupportedModel, ValueError, TypeError, KeyError, RuntimeError) as error:
             log.info("the model does not run packed: %s", error)
-            kernels = []
-        if not kernels:
-            self.packed = False
-            self._base.set_attn_implementation(before)
-            return False
-        self.kernel = kernels[0] if len(kernels) == 1 else self._faster(kernels, trial)
-        return True
-
-    def _with(self, kernel: Kernel, payloads: list[Tokens]) -> NDArray[np.float32]:
-        self.kernel = kernel
-        return self.run(payloads)
-
-    def _faster(self, kernels: list[Kernel], trial: list[Tokens]) -> Kernel:
-        """The faster kernel. They take turns, as other processes may disturb any of them."""
-        best = dict.fromkeys(kernels, float("inf"))
-        for _ in range(TIMED_TRIALS):
-            for kernel in kernels:
-                began = self._clock()
-                self._with(kernel, trial)
-                best[kernel] = min(best[kernel], self._clock() - began)
-        return min(kernels, key=lambda kernel: best[kernel])
+        self.packed = False
+        self._base.set_attn_implementation(before)
+        return False
 
     def _agrees(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
         if self.width == 1:
             return bool(np.abs(found - expected).max() <= SAME_SCORE[self.dtype])
         return bool((found * expected).sum(1).min() >= SAME_COSINE[self.dtype])
+
+    def _with(self, kernel: Kernel, payloads: list[Tokens]) -> NDArray[np.float32]:
+        self.kernel = kernel
+        return self.run(payloads)
+
+    def _faster(self, kernels: list[Kernel]) -> Kernel:
+        """The faster kernel. They take turns, as other processes may disturb any of them."""
+        typical = self.trial_step(TIMED_TOKENS, TIMED_LENGTH)
+        took: dict[Kernel, list[float]] = {kernel: [] for kernel in kernels}
+        for _ in range(TIMED_TRIALS):
+            for kernel in kernels:
+                began = self._clock()
+                self._with(kernel, typical)
+                took[kernel].append(self._clock() - began)
+        return min(kernels, key=lambda kernel: sum(sorted(took[kernel])[: TIMED_TRIALS // 2]))
 
     def time_step(self, payloads: list[Tokens], times: int) -> float:
         """Seconds of the fastest of ``times`` runs, after one that warms up."""

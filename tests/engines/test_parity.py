@@ -48,7 +48,10 @@ async def test_vectors_match_sentence_transformers(sentence_vectors, dtype, leas
     settings = TorchSettings(device="cpu", dtype=dtype, step_tokens=1024)
     engine = await TorchEngine.load(MINILM, settings)
     try:
-        assert engine.model_is_packed  # the fast way, not the one it falls back to
+        model = engine._steps._runner
+        assert model.packed  # the fast way, not the one it falls back to
+        has_onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert model.onednn == (dtype == "bfloat16" and has_onednn)
         found = await engine.embed(texts, priority=Priority.BULK)
     finally:
         await engine.close()
@@ -158,11 +161,16 @@ async def test_an_embedding_model_reranks_by_cosine(qwen3_embedding):
     assert computed == len(PAIRS) + 5  # "what is gravity" was embedded once
 
 
-async def test_a_model_that_cannot_run_packed_runs_padded(bert_reranker, monkeypatch):
+@pytest.mark.parametrize(
+    "broken",
+    [("ATTENTION_NAME", "no such attention"), ("SAME_SCORE", {torch.float32: -1.0})],
+    ids=["raises", "disagrees"],
+)
+async def test_a_model_that_cannot_run_packed_runs_padded(bert_reranker, monkeypatch, broken):
     from vecfleet.worker import torch_model
 
     packed = await TorchEngine.load(str(bert_reranker), FP32)
-    monkeypatch.setattr(torch_model, "ATTENTION_NAME", "no such attention")
+    monkeypatch.setattr(torch_model, *broken)
     padded = await TorchEngine.load(str(bert_reranker), FP32)
     try:
         assert packed.model_is_packed and not padded.model_is_packed
