@@ -146,7 +146,7 @@ class DemoView:
         self._console.print(
             f"The collection stays in {shown}: run again, and only what changed is embedded.\n"
             f"To go on with it: [bold]vecfleet up --data {shown}[/], and in another terminal\n"
-            f"[bold]VECFLEET_DATA={shown} vecfleet search {collection} 'a question'[/]",
+            f"[bold]VECFLEET_DATA={shown} vecfleet search -c {collection} 'a question'[/]",
             soft_wrap=True,
         )
 
