@@ -55,7 +55,9 @@ def test_every_entry_comes_once_and_no_batch_passes_the_budget(calls, cost, paus
     batches += drain(batcher)
     came = Counter((e.call, e.place) for batch in batches for e in batch.entries)
     assert came == Counter(
-        (number, place) for number, (_, lengths) in enumerate(calls) for place in range(len(lengths))
+        (number, place)
+        for number, (_, lengths) in enumerate(calls)
+        for place in range(len(lengths))
     )
     for batch in batches:
         lengths = [entry.length for entry in batch.entries]
