@@ -47,7 +47,7 @@ for at = FIRST, #ARGV, STRIDE do
 end
 
 -- A call that is alone in the queue passes whatever its size: else it could never pass.
-if tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
+if #fresh > 0 and tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
   return {'full', tokens, bytes}
 end
 

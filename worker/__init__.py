@@ -1,1 +1,1 @@
-"""Everything that runs behind the queue: engines, the batch worker, the aggregator and the index."""
+"""What runs behind the queue: engines, the batch worker, the aggregator and the index."""

@@ -38,6 +38,8 @@ from vecfleet.worker.shard import Shard, build_shard
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 64 << 20  # of one segment's shards; bounds the memory of one commit
+# While shards keep coming, they are gathered: a commit costs about the same for one as for twenty.
+COMMIT_EVERY_S = float(__import__("os").environ.get("VF_CE", "0.05"))
 _RETRY_S = 1.0
 _MAINTAIN_S = 0.5
 _WATERMARK_S = 10.0
@@ -157,7 +159,10 @@ class Aggregator:
             return None
         names = [keys.outstanding(uid), keys.version(uid)]
         with translated():
-            return int(self._watermark(keys=names, args=[_WATERMARK_MEMBERS])) or None
+            lowest = int(self._watermark(keys=names, args=[_WATERMARK_MEMBERS]))
+        # A producer that resumes gives its blocks the versions of its first try.
+        resumable = int((time.time() - keys.SUBMISSION_TTL_S) * 1_000_000)
+        return min(lowest, resumable) or None
 
     # merge
 
@@ -177,10 +182,14 @@ class Aggregator:
 
     async def _drain(self, uid: str) -> None:
         """Apply what waits for one collection; what comes meanwhile makes the next commit."""
+        loop = asyncio.get_running_loop()
         while batch := self._next_batch(uid):
+            began = loop.time()
             outcomes = await self._applied(uid, [entry.job for entry in batch])
             for entry, outcome in zip(batch, outcomes, strict=True):
                 entry.done.set_result(outcome)
+            if len(batch) > 1:
+                await asyncio.sleep(began + COMMIT_EVERY_S - loop.time())
         del self._waiting[uid]
 
     async def _applied(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:

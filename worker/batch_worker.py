@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
 from vecfleet.common.errors import (
@@ -87,7 +87,9 @@ class BatchWorker:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
-        self._suspect = threading.Event()  # a claim's reply may have been lost
+        self._lost_reply = threading.Event()  # a claim's reply may have been lost
+        self._no_suspect = threading.Event()  # cleared while a job whose worker died runs here
+        self._no_suspect.set()
         self._busy_since: float | None = None
         self._busy_s = 0.0
         self._succeeded = 0
@@ -128,22 +130,29 @@ class BatchWorker:
         retries = 0
         while not self._stopping.is_set():
             room = window.wait_for_room(_ROOM_WAIT_S)
-            if room is None:
+            if room is None or not self._no_suspect.wait(_ROOM_WAIT_S):
                 continue
+            is_alone = window.in_flight[0] == 0
             mine = [name for name in self._queues() if name.lane == lane]
             try:
-                jobs = self._ledger.claim([Ask(name, room.jobs, room.tokens) for name in mine])
+                jobs = self._ledger.claim(
+                    [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
+                )
                 if not jobs:
                     self._wait(mine)
                 retries = 0
-            except RedisUnavailable as error:
-                self._suspect.set()
+            except Exception as error:
+                # Redis is away, or refuses for a while (read-only, no replicas): the thread must
+                # outlive whatever it is.
+                self._lost_reply.set()
                 self._pause(error, retries)
                 retries += 1
                 continue
             if jobs:
                 for job in jobs:
                     window.take(job.tokens)
+                if any(job.attempts > 1 for job in jobs):
+                    self._no_suspect.clear()
                 self._loop.call_soon_threadsafe(self._start, jobs)
 
     def _wait(self, mine: Sequence[keys.QueueName]) -> None:
@@ -209,8 +218,13 @@ class BatchWorker:
     def _drop(self, job: ClaimedJob) -> None:
         """Forget a job that is not ours any more; there is nothing to settle."""
         if self._running.pop(job.execution, None) is not None:
-            self._windows[job.queue.lane].give_back(job.tokens)
+            self._give_back(job)
             self._note_idle()
+
+    def _give_back(self, job: ClaimedJob) -> None:
+        self._windows[job.queue.lane].give_back(job.tokens)
+        if job.attempts > 1 and not any(r.job.attempts > 1 for r in self._running.values()):
+            self._no_suspect.set()
 
     def _note_idle(self) -> None:
         if self._running:
@@ -271,7 +285,7 @@ class BatchWorker:
         for settlement, done in zip(batch, settled, strict=True):
             job = settlement.job
             if self._running.pop(job.execution, None) is not None:
-                self._windows[job.queue.lane].give_back(job.tokens)
+                self._give_back(job)
             if isinstance(settlement.outcome, Failure):
                 self._failed += done
             else:
@@ -296,16 +310,19 @@ class BatchWorker:
                 if now >= report_at:
                     report_at = now + _REPORT_S
                     self._report()
-                if self._suspect.is_set():
+                if self._lost_reply.is_set():
                     self._reconcile()
-            except RedisUnavailable as error:
+            except VecfleetError as error:
                 log.warning("no heartbeat: %s", error)
             except Exception:
                 log.exception("the heartbeat failed; it goes on")
 
     def _beat(self) -> None:
         jobs = [running.job for running in list(self._running.values())]
-        lost = self._ledger.heartbeat(jobs, self._announce())
+        says = self._announce()
+        state = "draining" if self._stopping.is_set() else "busy" if jobs else "idle"
+        says = replace(says, status={**says.status, "state": state, "jobs_in_flight": len(jobs)})
+        lost = self._ledger.heartbeat(jobs, says)
         if lost:
             self._loop.call_soon_threadsafe(self._abort, lost)
 
@@ -328,7 +345,7 @@ class BatchWorker:
 
         A claim may be under way while we look, so only what two looks in a row find is given back.
         """
-        self._suspect.clear()
+        self._lost_reply.clear()
         first = {job.execution for job in self._orphans()}
         if first and not self._over.wait(_BELL_WAIT_S):
             released = self._ledger.release(j for j in self._orphans() if j.execution in first)
@@ -347,7 +364,7 @@ class BatchWorker:
         busy = bool(self._running)
         self._ledger.report(busy=busy, succeeded=succeeded, failed=failed, busy_s=busy_s)
 
-    def _pause(self, error: VecfleetError, retries: int) -> None:
+    def _pause(self, error: Exception, retries: int) -> None:
         log.warning("%s", error)
         self._over.wait(_RETRY_S[min(retries, len(_RETRY_S) - 1)])
 

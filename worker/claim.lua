@@ -2,7 +2,10 @@
 --
 -- KEYS  rq:queue:{queue} list, one a queue; the rest as the ledger names them
 -- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 prefix of the execution ids
---       then for each queue: its name, most jobs, most tokens
+--       then for each queue: its name, most jobs, most tokens, '1' if the worker has nothing of
+--       its lane in flight
+-- A job whose worker died is a suspect: it is claimed alone, by a worker that has nothing else of
+-- its lane in flight, so that if it kills again it takes no neighbours with it.
 -- Returns one array a job: id, execution, number of its queue, this claim's time in us, its data,
 --       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
 --       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
@@ -42,10 +45,11 @@ local function take(id, queue, job, number)
   return execution
 end
 
-local claimed = {}
+local claimed, is_quarantined = {}, false
 for k, list in ipairs(KEYS) do
-  local queue = ARGV[2 + 3 * k]
-  local most_jobs, most_tokens = tonumber(ARGV[3 + 3 * k]), tonumber(ARGV[4 + 3 * k])
+  local at = 1 + 4 * k
+  local queue, most_jobs, most_tokens = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local is_alone = ARGV[at + 3] == '1'
   local jobs, tokens, left, left_tokens, left_bytes = 0, 0, 0, 0, 0
   while jobs < most_jobs do
     local id = redis.call('LINDEX', list, 0)
@@ -54,7 +58,9 @@ for k, list in ipairs(KEYS) do
     local job, size = redis.call('HMGET', key, unpack(ask)), redis.call('HSTRLEN', key, 'data')
     local cost = tonumber(job[COST] or 0)
     local gone = is_gone(job, size)
+    local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
     if not gone and tokens > 0 and tokens + cost > most_tokens then break end
+    if not gone and is_suspect and (#claimed > 0 or not is_alone) then break end
     redis.call('LPOP', list)
     if job[COST] then
       left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + size
@@ -67,6 +73,7 @@ for k, list in ipairs(KEYS) do
       local row = {id, execution, k, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
       for f = 1, #FIELDS do row[#row + 1] = job[f] end
       claimed[#claimed + 1] = row
+      if is_suspect then most_jobs, is_quarantined = jobs, true end
     end
   end
   local load = 'vf:load:' .. queue
@@ -76,5 +83,6 @@ for k, list in ipairs(KEYS) do
     count_waiting(queue, -left_tokens, -left_bytes, -left)
   end
   if jobs > 0 and redis.call('LLEN', list) > 0 then ring(queue) end
+  if is_quarantined then break end
 end
 return claimed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +219,7 @@ def _parse_block(payload: dict[str, Any], version: int) -> _Block:
     if metadata is not None:
         _check_metadata(metadata, len(texts))
     versions = payload.get("versions")
-    if versions is None or version:
+    if version:
         versions = [version] * len(texts)
     elif (
         not isinstance(versions, list)
@@ -233,5 +234,14 @@ def _check_metadata(metadata: object, count: int) -> None:
     if not isinstance(metadata, list) or len(metadata) != count:
         raise CorruptPayload("metadata must be a list of one entry a text")
     for entry in metadata:
-        if entry is not None and (not isinstance(entry, bytes) or len(entry) > MAX_METADATA_BYTES):
+        if entry is not None and not _is_json_object(entry):
             raise CorruptPayload("a metadata entry is nil or an encoded JSON object")
+
+
+def _is_json_object(entry: object) -> bool:
+    if not isinstance(entry, bytes) or len(entry) > MAX_METADATA_BYTES:
+        return False
+    try:
+        return isinstance(json.loads(entry), dict)
+    except (ValueError, RecursionError):
+        return False

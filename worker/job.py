@@ -108,7 +108,7 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
     job_id, execution, _, claimed_us, data, cost, enqueued, box, sub, block, docs = row[:11]
     merge_queue, version, attempts, refused, timeout, result_ttl = row[11:17]
     is_stock = cost is None
-    function, payload, error = _read_call(data, is_stock)
+    function, payload, error = _read_call(data)
     return ClaimedJob(
         id=job_id.decode(),
         execution=execution.decode(),
@@ -127,15 +127,18 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         merge_queue=_text(merge_queue),
         version=int(version or 0),
         is_stock=is_stock,
-        timeout_s=float(timeout) if timeout else None,
+        timeout_s=float(timeout) if timeout and float(timeout) > 0 else None,
         result_ttl_s=int(result_ttl) if result_ttl else keys.RESULT_TTL_S,
         error=error,
     )
 
 
-def _read_call(data: bytes, is_stock: bool) -> tuple[str, Any, VecfleetError | None]:
+_ZLIB = b"\x78"  # no msgpack array of four begins so
+
+
+def _read_call(data: bytes) -> tuple[str, Any, VecfleetError | None]:
     try:
-        function, arguments, keywords = codec.unpack_call(_inflate(data) if is_stock else data)
+        function, arguments, keywords = codec.unpack_call(_inflate(data))
         if len(arguments) != 1 or keywords:
             raise CorruptPayload(f"{function} takes one argument, the payload")
         return function, arguments[0], None
@@ -144,7 +147,12 @@ def _read_call(data: bytes, is_stock: bool) -> tuple[str, Any, VecfleetError | N
 
 
 def _inflate(data: bytes) -> bytes:
-    """RQ's zlib, bounded: a small job must not become a large one in memory."""
+    """RQ's zlib, bounded: a small job must not become a large one in memory.
+
+    Stock queues compress, and so does RQ's requeue of one of our own jobs.
+    """
+    if data[:1] != _ZLIB:
+        return data
     inflater = zlib.decompressobj()
     try:
         plain = inflater.decompress(data, codec.MAX_PAYLOAD_BYTES)

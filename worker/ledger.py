@@ -49,6 +49,7 @@ class Ask:
     queue: keys.QueueName
     jobs: int
     tokens: int
+    is_alone: bool = True  # nothing of the queue's lane is in flight in this worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Ledger:
             f"{self._prefix}-{self._claims}-",
         ]
         for ask in asks:
-            arguments += (str(ask.queue), ask.jobs, ask.tokens)
+            arguments += (str(ask.queue), ask.jobs, ask.tokens, int(ask.is_alone))
         names = [keys.queue_list(ask.queue) for ask in asks]
         with translated():
             rows = self._claim(keys=names, args=arguments)

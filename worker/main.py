@@ -107,7 +107,6 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
                 f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
             ),
         )
-        log.info("worker ready: %s on %s (%s, %s)", card.name, card.engine, card.dtype, card.space)
         await worker.run(stop, hurry=hurry)
     finally:
         await engine.close()

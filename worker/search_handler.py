@@ -148,9 +148,8 @@ class SearchHandler:
                     outcomes[job.id] = Failure(error)
             if queries:
                 rows = np.concatenate(list(queries.values()))
-                found = (
-                    reader.exact(rows, top_k) if exact else reader.search(rows, top_k, threshold)
-                )
+                look = reader.exact if exact else reader.search
+                found = look(rows, top_k, threshold)
         except VecfleetError as error:
             return [Failure(error) for _ in jobs]
         search_ms = (time.perf_counter() - started) * 1000

@@ -139,15 +139,22 @@ class PartitionReader:
         found = [part.search(unit, top_k, lists) for part in view.parts]
         return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
-    def exact(self, queries: NDArray[np.float32], top_k: int) -> list[list[Hit]]:
-        """Like ``search`` without texts, by comparing every document: the measure of recall."""
+    def exact(
+        self,
+        queries: NDArray[np.float32],
+        top_k: int,
+        threshold: float = -1.0,
+        *,
+        with_text: bool = True,
+    ) -> list[list[Hit]]:
+        """Like ``search``, by comparing every document: the measure of recall."""
         view = self._present()
         unit = self._unit(view, queries)
         found = [
             scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible)
             for part in view.parts
         ]
-        return self._hits(view, len(unit), found, top_k, -1.0, False)
+        return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
     def get(self, ids: Sequence[str]) -> list[StoredDocument | None]:
         """The documents of these ids, None where there is none."""

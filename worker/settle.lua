@@ -36,8 +36,10 @@ end
 
 local function refuse(id, queue, execution, sub, data, reason)
   local apart = id .. '-refused'
+  local job = redis.call('HMGET', 'rq:job:' .. id, 'vf_merge', 'vf_cost')
+  -- Not of the submission any more: a retry must not count its block again.
   redis.call('HSET', 'rq:job:' .. apart, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
-    'data', data, 'vf_sub', sub)
+    'data', data, 'vf_from', sub, 'vf_merge', job[1] or '', 'vf_cost', job[2] or 0)
   bury(apart, queue, worker, execution, reason, iso, dead_ttl_s)
 end
 

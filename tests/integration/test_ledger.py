@@ -254,6 +254,38 @@ async def test_claims_whose_reply_was_lost_are_found(client, queues):
     assert sorted(ids(mine.orphans([QUEUE], kept))) == ["j-1", "j-2"]
 
 
+async def test_a_suspect_is_claimed_alone(client, queues):
+    await queues.enqueue(QUEUE, [job(n) for n in range(4)])
+    dying, other = ledger(client, "dying", lease_s=0.01), ledger(client, "other")
+    assert len(dying.claim([Ask(QUEUE, 2, 99)])) == 2
+    assert wait_until(lambda: other.rescue([QUEUE]) == (2, 0))
+    assert other.claim([Ask(QUEUE, 9, 99, is_alone=False)]) == []
+    first = other.claim([Ask(QUEUE, 9, 99)])
+    second = other.claim([Ask(QUEUE, 9, 99)])
+    assert (len(first), len(second)) == (1, 1)
+    assert sorted(ids(first + second)) == ["j-0", "j-1"]
+    assert ids(other.claim([Ask(QUEUE, 9, 99)])) == ["j-2", "j-3"]
+
+
+async def test_rqs_requeue_brings_a_dead_job_back(client, queues):
+    async with connect_async(client.url) as connection:
+        submissions = Submissions(connection)
+        await submissions.open("s", tenant="-", collection="c", uid="u")
+        await queues.enqueue(QUEUE, [job(0)], Route(submission="s", merge_queue=str(MERGE)))
+        await submissions.close("s", blocks=1, documents=5)
+        mine = ledger(client)
+        (claimed,) = mine.claim([Ask(QUEUE, 1, 99)])
+        mine.settle([Settlement(claimed, Failure(InvalidInput("no")))])
+        assert (await submissions.get("s")).failed == 5
+        failed = FailedJobRegistry(str(QUEUE), connection=client, serializer=Serializer)
+        failed.requeue("j-0")
+        (again,) = mine.claim([Ask(QUEUE, 1, 99)])
+        assert (again.payload, again.merge_queue) == ({"n": 0}, str(MERGE))
+        mine.settle([Settlement(again, Commit(5, {"version": 1, "documents": 5}))])
+        state = await submissions.get("s")
+        assert (state.state, state.committed, state.failed) == ("done", 5, 0)
+
+
 def test_a_stock_queue_can_enqueue_and_fetch_the_result(client):
     stock = Queue(str(QUEUE), connection=client, serializer=Serializer)
     theirs = stock.enqueue("vecfleet.embed", {"texts": ["a"]}, result_ttl=60)
@@ -364,14 +396,18 @@ def test_keys_stand_where_rqs_own_handlers_put_them(client):
 
 async def test_rq_info_tells_the_truth_and_moves_nothing(client, queues):
     await queues.enqueue(QUEUE, [job(n) for n in range(5)])
-    mine = ledger(client, lease_s=0.001)
+    mine = ledger(client, lease_s=3600)
     mine.register([QUEUE])
     mine.heartbeat([], Announcement())
     claimed = mine.claim([Ask(QUEUE, 2, 99)])
+    for expired in claimed:
+        client.zadd(keys.lease(QUEUE), {f"{expired.id}:{expired.execution}": 1})
     client.hset(keys.job(claimed[0].id), "meta", b"\x80\x04never unpickled")
-    everything = lambda: {
-        k: client.dump(k) for k in client.keys("*") if not k.startswith(b"rq:worker")
-    }
+
+    def everything() -> dict[bytes, bytes]:
+        names = [name for name in client.keys("*") if not name.startswith(b"rq:worker")]
+        return {name: client.dump(name) for name in names}
+
     before = everything()
     shown = subprocess.run(
         [sys.executable, "-m", "rq.cli", "info", "-u", client.url, "-R", str(QUEUE)],
