@@ -23,6 +23,7 @@ from vecfleet.common.document import check_document_id
 from vecfleet.common.errors import (
     CorruptPayload,
     InvalidInput,
+    QueueFull,
     StaleWriter,
     Unavailable,
     UnknownCollection,
@@ -78,13 +79,19 @@ class Aggregator:
         self._watermark = client.register_script(read_lua(Path(__file__).parent, "watermark"))
         self._watermark_at: dict[str, float] = {}  # when each is due, by uid
         self._drains: set[asyncio.Task[None]] = set()
+        self._deleted: list[str] = []  # uids
         self.discarded = 0  # shards of collections that were deleted
 
     def open(self) -> None:
         """Open every collection's writer and publish the catalogue."""
         for collection in self._catalog.list():
             self._adopt(collection)
-        self.publish()
+        # What is still on its way to a deleted collection is claimed and discarded.
+        self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
+        try:
+            self.publish()
+        except QueueFull as error:
+            log.warning("the catalogue is published later: %s", error)
 
     def close(self) -> None:
         """Close the writers; call it when no job runs."""
@@ -99,6 +106,7 @@ class Aggregator:
         return [
             *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(tenants)),
             *(collection.merge_queue for collection in list(self._collections.values())),
+            *(keys.merge_queue(uid) for uid in self._deleted),
         ]
 
     def publish(self) -> None:
@@ -262,9 +270,12 @@ class Aggregator:
             uid = self._catalog.get(name, tenant).uid
             if writer := self._writers.pop(uid, None):
                 writer.close()
-            # Its queue is still listed: what waits there is discarded, not left behind.
             self._catalog.delete(name, tenant)
+            self._deleted = [*self._deleted, uid]
+            self._collections.pop(uid, None)
             self.publish()
+            with translated():
+                self._redis.delete(keys.version(uid), keys.outstanding(uid))
             return uid
 
         return Answer({"uid": await self.on_disk(work)})
