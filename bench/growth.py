@@ -23,6 +23,7 @@ WINDOW_SHARE = 0.05  # samples so near to a count speak for it
 AGGREGATOR_BYTES = 64  # a document
 AGGREGATOR = "writer"
 BUILDERS = "builders"
+CHILDREN = (BUILDERS, "redis_rewrites")  # they come and go
 _MIB = 1 << 20
 
 
@@ -78,7 +79,7 @@ def _memory(samples: Sequence[_Sample], count: int, about: dict[str, Any]) -> Me
     growth = {
         name: late[name] / early[name] - 1
         for name in early
-        if name not in (BUILDERS, AGGREGATOR) and early[name]
+        if name not in (*CHILDREN, AGGREGATOR) and early[name]
     }
     grown = late[AGGREGATOR] - early[AGGREGATOR]
     each = grown / (count * (1 - FIRST_SHARE))

@@ -21,6 +21,7 @@ from vecfleet.common.settings import Settings
 from vecfleet.fleet.up import Fleet, FleetOptions
 
 _POLL_S = 0.1
+_CHILDREN = {"writer": "builders", "redis": "redis_rewrites"}  # told apart from their parents
 CALM_S = 3.0  # two rounds of the writer's maintenance without any change
 
 
@@ -96,9 +97,9 @@ class Rig:
         for name, pid in self._fleet.pids().items():
             used = processes.usage(pid)
             cpu_s[name], anon_bytes[name] = used.cpu_s, used.anon_bytes
-            if name == "writer":
-                cpu_s["builders"] = used.children_cpu_s
-                anon_bytes["builders"] = used.children_anon_bytes
+            if name in _CHILDREN:
+                cpu_s[_CHILDREN[name]] = used.children_cpu_s
+                anon_bytes[_CHILDREN[name]] = used.children_anon_bytes
         return Snapshot(cpu_s, anon_bytes)
 
     async def redis_memory(self) -> int:
