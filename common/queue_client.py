@@ -80,6 +80,11 @@ class _Waiting:
             self.told.set_exception(own)
 
 
+def client_scripts() -> list[str]:
+    """The scripts that clients run, for those who may load scripts to load them."""
+    return [read_lua(_FOLDER, name) for name in ("enqueue", "cancel", "submission")]
+
+
 class QueueClient:
     """Enqueue and cancel; needs the rights of a producer only."""
 

@@ -72,6 +72,8 @@ def translated() -> Iterator[None]:
         ) from error
     except redis.exceptions.BusyLoadingError as error:
         raise RedisUnavailable("Redis is loading its data", retry_after_s=2.0) from error
+    except redis.exceptions.NoPermissionError as error:
+        raise ConfigError(f"this Redis user may not do that: {error}") from error
     except redis.exceptions.ResponseError as error:
         # Redis 6.2 reports a refusal inside a script as an error of that script.
         if any(word in str(error) for word in ("OOM command", "MISCONF")):

@@ -154,6 +154,8 @@ class Aggregator:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
     def _maintain(self, uid: str, writer: PartitionWriter) -> None:
+        if self._writers.get(uid) is not writer:
+            return  # deleted meanwhile
         now = time.monotonic()
         watermark = None
         if now >= self._watermark_at.get(uid, 0.0):

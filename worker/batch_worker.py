@@ -41,6 +41,7 @@ _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _SETTLE_JOBS = 128
 _SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
 _REPORT_S = 2.0
+_SWEEP_S = 10.0
 
 OnEvent = Callable[[str, int], None]  # name of what happened, and to how many jobs
 
@@ -296,7 +297,7 @@ class BatchWorker:
     # Staying alive
 
     def _heartbeat_loop(self) -> None:
-        beat_at = rescue_at = report_at = 0.0
+        beat_at = rescue_at = report_at = sweep_at = 0.0
         pause = min(self._timing.heartbeat_s, self._timing.rescue_s)
         while not self._over.wait(pause):
             now = time.monotonic()
@@ -310,6 +311,9 @@ class BatchWorker:
                 if now >= report_at:
                     report_at = now + _REPORT_S
                     self._report()
+                if now >= sweep_at:
+                    sweep_at = now + _SWEEP_S
+                    self._ledger.sweep(self._queues())
                 if self._lost_reply.is_set():
                     self._reconcile()
             except VecfleetError as error:

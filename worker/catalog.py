@@ -120,6 +120,12 @@ class Catalog:
             query = "SELECT count(*) FROM deleted WHERE uid = ?"
             return bool(self._db.execute(query, (uid,)).fetchone()[0])
 
+    def deleted(self, since_s: float) -> list[str]:
+        """The uids of collections that were deleted after ``since_s``, a Unix time."""
+        with self._used():
+            query = "SELECT uid FROM deleted WHERE deleted_s >= ? ORDER BY deleted_s"
+            return [uid for (uid,) in self._db.execute(query, (since_s,)).fetchall()]
+
     def list(self, tenant: str | None = None) -> list[Collection]:
         """All collections, or one tenant's, by name."""
         with self._used():

@@ -8,6 +8,7 @@ runs these scripts against RQ's own handlers, so that a version that moves a key
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import secrets
 import socket
@@ -23,6 +24,7 @@ import redis
 from vecfleet.common import codec, keys
 from vecfleet.common.errors import JobFailed
 from vecfleet.common.model import ModelCard
+from vecfleet.common.queue_client import client_scripts
 from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.job import (
     Answer,
@@ -34,6 +36,8 @@ from vecfleet.worker.job import (
     Settlement,
     decode_claim,
 )
+
+log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _RQ_VERSION = "2.12"
@@ -205,7 +209,7 @@ class Ledger:
         return found
 
     def register(self, queues: Sequence[keys.QueueName]) -> None:
-        """Show this worker to RQ's tools."""
+        """Show this worker to RQ's tools; on a full Redis, only its heartbeat will."""
         key = f"rq:worker:{self.worker}"
         now = _now()
         about: dict[str, str | int | float] = {
@@ -231,7 +235,10 @@ class Ledger:
             for queue in queues:
                 pipe.sadd(f"rq:workers:{queue}", key)
                 pipe.sadd(keys.QUEUES, keys.queue_list(queue))
-            pipe.execute()
+            try:
+                pipe.execute()
+            except redis.exceptions.ResponseError as error:
+                log.warning("RQ's tools will not see this worker at once: %s", error)
 
     def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
         """Leave RQ's registries and the pools."""
@@ -245,6 +252,23 @@ class Ledger:
                 pipe.zrem(keys.live(pool), self.worker)
             pipe.delete(key, keys.worker(self.worker))
             pipe.execute()
+
+    def sweep(self, queues: Sequence[keys.QueueName]) -> None:
+        """Take workers that were killed out of RQ's sets, and give Redis the clients' scripts.
+
+        Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
+        """
+        with translated():
+            names = [raw for raw in cast(Any, self._redis.smembers("rq:workers"))]
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.exists(name)
+            dead = [n for n, lives in zip(names, pipe.execute(), strict=True) if not lives]
+            if dead:
+                for key in ("rq:workers", *(f"rq:workers:{queue}" for queue in queues)):
+                    self._redis.srem(key, *dead)
+            for script in client_scripts():
+                self._redis.script_load(script)
 
     def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
         """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""

@@ -21,6 +21,14 @@ from vecfleet.common.redis_client import translated
 
 log = logging.getLogger(__name__)
 
+_PROC = Path("/proc")
+
+# The first write is one that a full Redis does not refuse; after it the rest may pass. So an
+# aggregator can come back to a full Redis, and make room.
+_ACQUIRE = """
+redis.call('DEL', KEYS[1] .. ':none')
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+"""
 _RENEW = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -39,6 +47,7 @@ class WriterLease:
         self._key = keys.writer(home)
         self._ttl_ms = int(ttl_s * 1000)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        self._acquire = client.register_script(_ACQUIRE)
         self._renew = client.register_script(_RENEW)
         self._remove = client.register_script(_REMOVE)
         self.lost = threading.Event()
@@ -49,7 +58,7 @@ class WriterLease:
         told = False
         while not stop.is_set():
             with translated():
-                if self._redis.set(self._key, self._holder, nx=True, px=self._ttl_ms):
+                if self._take():
                     # Microseconds of Redis TIME: greater than any token drawn before.
                     seconds, micros = cast(Any, self._redis.time())
                     self.token = seconds * 1_000_000 + micros
@@ -65,13 +74,16 @@ class WriterLease:
             stop.wait(0.5)
         return False
 
+    def _take(self) -> bool:
+        return bool(self._acquire(keys=[self._key], args=[self._holder, self._ttl_ms]) == 1)
+
     def renew(self) -> None:
         """Keep the lease; raises ``StaleWriter`` when another has taken it."""
         with translated():
             if self._renew(keys=[self._key], args=[self._holder, self._ttl_ms]):
                 return
             # Redis may have come back without its data; then the lease is free to take again.
-            if self._redis.set(self._key, self._holder, nx=True, px=self._ttl_ms):
+            if self._take():
                 return
         self.lost.set()
         raise StaleWriter()
@@ -97,8 +109,10 @@ class WriterLease:
 
 def _started(pid: int) -> str:
     """When a process began, in clock ticks since boot; tells a reused pid apart."""
+    if not _PROC.is_dir():
+        return "?"  # not Linux: a dead holder's lease runs out by itself
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = (_PROC / str(pid) / "stat").read_text()
     except OSError as error:
         raise Unavailable(f"there is no process {pid}") from error
     return stat.rpartition(")")[2].split()[19]

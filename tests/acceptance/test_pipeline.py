@@ -170,7 +170,7 @@ async def test_a_poisonous_text_is_refused_and_its_neighbours_are_kept(pipeline)
 
 async def test_shards_of_a_deleted_collection_are_discarded(pipeline):
     fleet = pipeline()
-    fleet.start("aggregator")
+    aggregator = fleet.start("aggregator")
     fleet.start("search")
     async with fleet.client() as client:
         worker = fleet.start("worker")
@@ -179,6 +179,8 @@ async def test_shards_of_a_deleted_collection_are_discarded(pipeline):
         await submit(client, collection, "s", documents(600))
         await client.delete_collection("c")
         again = await client.create_collection("c", model="fake")
+        aggregator.stop()
+        fleet.start("aggregator")  # a new one knows of the deletion too
         fleet.start("worker")
         await done(client, "s")
         assert (await client.collection_stats(again))["documents"] == 0
@@ -207,6 +209,28 @@ async def test_kill_9_mid_batch_loses_and_doubles_nothing(pipeline, victim):
         assert (state.committed, state.failed) == (3000, 0)
         await every_document_once(client, collection, rows)
         assert await client.redis.keys("rq:job:*") == []
+
+
+async def test_a_dead_aggregator_comes_back_to_a_full_redis_and_makes_room(pipeline):
+    fleet = pipeline()
+    running = {role: fleet.start(role) for role in ("aggregator", "search", "worker")}
+    rows = documents(2000)
+    async with fleet.client() as client:
+        collection = await client.create_collection("c", model="fake")
+        running["aggregator"].kill()
+        await submit(client, collection, "s", rows)
+        queue = f"rq:queue:{collection.merge_queue}"
+
+        async def embedded() -> bool:
+            return await client.redis.llen(queue) == 8
+
+        await eventually(embedded)
+        await client.redis.config_set("maxmemory-policy", "noeviction")
+        await client.redis.config_set("maxmemory", 1_000_000)
+        fleet.start("aggregator")
+        await done(client, "s")
+        await client.redis.config_set("maxmemory", 0)
+        await every_document_once(client, collection, rows)
 
 
 async def test_two_aggregators_take_turns(pipeline):
