@@ -259,7 +259,7 @@ class Ledger:
         Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
         """
         with translated():
-            names = [raw for raw in cast(Any, self._redis.smembers("rq:workers"))]
+            names = list(cast(Any, self._redis.smembers("rq:workers")))
             pipe = self._redis.pipeline(transaction=False)
             for name in names:
                 pipe.exists(name)
