@@ -43,7 +43,7 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
         before = rig.snapshot()
         samples: list[_Sample] = []
         sampling = asyncio.create_task(_sample(rig, collection, samples))
-        fed = await ingest(rig, feeder, collection, 0, count)
+        fed = await ingest(rig, feeder, collection, count)
         stats = await rig.until_calm(collection)
         sampling.cancel()
         with suppress(asyncio.CancelledError):

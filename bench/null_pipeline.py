@@ -11,8 +11,6 @@ from vecfleet.bench.stats import median, microseconds_each, rounded
 from vecfleet.bench.targets import Measured
 from vecfleet.common.collection import Collection
 
-WINDOW_BLOCKS = 128
-
 
 async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
     """``null_engine_docs_per_s``: from the producer's start to the submission being done.
@@ -25,7 +23,7 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
         await warm_up(rig, feeder)
         for repetition in range(bench.sizes.null_repetitions):
             collection = await rig.client.create_collection(f"null-{repetition}")
-            fed = await ingest(rig, feeder, collection, 0, bench.sizes.null_documents)
+            fed = await ingest(rig, feeder, collection, bench.sizes.null_documents)
             rates.append(fed["documents"] / fed["seconds"])
             costs.append(fed["cpu_us_per_document"])
             bench.say(f"null engine: {rates[-1]:,.0f} docs/s")
@@ -42,23 +40,14 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
 async def warm_up(rig: Rig, feeder: Child) -> None:
     """Let every process load its code and open its connections."""
     collection = await rig.client.create_collection("warm-up")
-    await ingest(rig, feeder, collection, 0, 2000)
+    await ingest(rig, feeder, collection, 2000)
     await rig.client.delete_collection("warm-up")
 
 
-async def ingest(
-    rig: Rig,
-    feeder: Child,
-    collection: Collection,
-    start: int,
-    count: int,
-    window: int = WINDOW_BLOCKS,
-) -> dict[str, Any]:
-    """One submission, and what each process paid for it."""
+async def ingest(rig: Rig, feeder: Child, collection: Collection, count: int) -> dict[str, Any]:
+    """One submission with the producer's own limits, and what each process paid for it."""
     before = rig.snapshot()
-    fed = await feeder.ask(
-        "ingest", collection=collection.name, start=start, count=count, window=window
-    )
+    fed = await feeder.ask("ingest", collection=collection.name, first=0, count=count, blocks=None)
     used = rig.snapshot().cpu_since(before)
     costs = microseconds_each({"producer": fed["cpu_s"], **used}, fed["documents"])
     costs["all"] = round(sum(costs.values()), 2)

@@ -20,7 +20,6 @@ TEXTS_A_REQUEST = 64
 REQUESTS_AT_ONCE = 8
 SINGLES_AT_ONCE = 32
 SATURATING_QUERIES = 64  # at once
-WINDOW_BLOCKS = 16
 SATURATING_BLOCKS = 8  # more than a worker claims ahead, soon done when it ends
 ENDLESS = 100_000_000  # documents; the feeder is told to stop
 MAX_STEP_MS = 150
@@ -108,7 +107,7 @@ class _Ratios:
         name = f"run-{self._runs}"
         await self._rig.client.create_collection(name)
         fed = await self._feeder.ask(
-            "ingest", collection=name, start=0, count=len(self._texts), window=WINDOW_BLOCKS
+            "ingest", collection=name, first=0, count=len(self._texts), blocks=None
         )
         await self._rig.client.delete_collection(name)
         return float(fed["documents"] / fed["seconds"])
@@ -188,7 +187,7 @@ async def _saturated_by_bulk(rig: Rig, feeder: Child, name: str) -> AsyncIterato
     """Endless passages on their way into a collection while the context lasts."""
     await rig.client.create_collection(name)
     steps = (await rig.worker_status())["steps"]
-    feeder.tell("ingest", collection=name, start=0, count=ENDLESS, window=SATURATING_BLOCKS)
+    feeder.tell("ingest", collection=name, first=0, count=ENDLESS, blocks=SATURATING_BLOCKS)
     while (await rig.worker_status())["steps"] < steps + 20:
         await asyncio.sleep(0.1)
     try:

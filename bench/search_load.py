@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vecfleet.bench.child import Child
 from vecfleet.bench.context import Bench
-from vecfleet.bench.null_pipeline import WINDOW_BLOCKS, ingest, warm_up
+from vecfleet.bench.null_pipeline import ingest, warm_up
 from vecfleet.bench.rig import Rig
 from vecfleet.bench.stats import median, quantile, rounded
 from vecfleet.bench.targets import Measured
@@ -32,13 +32,13 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
     async with bench.rig("null") as rig, rig.feeder(bench.pool("pieces")) as feeder:
         await warm_up(rig, feeder)
         collection = await rig.client.create_collection("searched")
-        await ingest(rig, feeder, collection, 0, count)
+        await ingest(rig, feeder, collection, count)
         stats = await rig.until_calm(collection)
         queries = [(await rig.client.embed([query])).vectors for query in bench.queries[:200]]
         await _search(rig, collection, queries, bench.sizes.searches // 5)
         for number in range(min(ROUNDS, bench.sizes.repetitions)):
             idle.append(await _search(rig, collection, queries, bench.sizes.searches))
-            took, rate = await _while_ingesting(rig, feeder, collection, queries, count)
+            took, rate = await _while_ingesting(rig, feeder, collection, queries, count, number + 1)
             busy.append(took)
             rates.append(rate)
             await rig.until_calm(collection)
@@ -76,10 +76,15 @@ async def _search(
 
 
 async def _while_ingesting(
-    rig: Rig, feeder: Child, collection: Collection, queries: Sequence[bytes], count: int
+    rig: Rig,
+    feeder: Child,
+    collection: Collection,
+    queries: Sequence[bytes],
+    count: int,
+    first: int,
 ) -> tuple[list[float], float]:
-    """Searches for as long as the whole collection is ingested again and compacted."""
-    feeder.tell("ingest", collection=collection.name, start=0, count=count, window=WINDOW_BLOCKS)
+    """Searches while every document of the collection gets another text, and is compacted."""
+    feeder.tell("ingest", collection=collection.name, first=first, count=count, blocks=None)
     waiting = asyncio.create_task(feeder.answer())
     took_ms: list[float] = []
     while not waiting.done():

@@ -41,10 +41,10 @@ def pieces_of(passages: Sequence[str], count: int, seed: int = 1) -> list[str]:
     return found
 
 
-def rows_of(texts: Sequence[str], prefix: str, start: int, count: int) -> Iterator[dict[str, Any]]:
-    """Documents numbered from ``start``; the texts come round again and again."""
-    for number in range(start, start + count):
-        yield {"id": f"{prefix}-{number:08d}", "text": texts[number % len(texts)]}
+def rows_of(texts: Sequence[str], prefix: str, first: int, count: int) -> Iterator[dict[str, Any]]:
+    """Numbered documents; their texts begin with the one at ``first`` and come round again."""
+    for number in range(count):
+        yield {"id": f"{prefix}-{number:08d}", "text": texts[(first + number) % len(texts)]}
 
 
 def save(texts: Sequence[str], path: Path) -> None:
