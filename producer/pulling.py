@@ -88,29 +88,37 @@ class IterablePuller:
         self._cutter = cutter
         self._with_digests = with_digests
         self._blocks = _all_blocks(items, cutter)
+        self._failure: Exception | None = None
 
     async def pull(self) -> Pulled:
         """What can be had quickly."""
         return await asyncio.get_running_loop().run_in_executor(self._line, self._pull)
 
     def _pull(self) -> Pulled:
+        if self._failure is not None:
+            raise self._failure
         pulled = Pulled([], [])
+        try:
+            self._fill(pulled)
+        except Exception as error:
+            self._failure = error  # after what came before it
+        pulled.rejects = self._cutter.take_rejects()
+        return pulled
+
+    def _fill(self, pulled: Pulled) -> None:
         size = 0
         deadline = time.monotonic() + _MOST_S
         for cut in self._blocks:
             if cut is None:
-                break
+                return
             if self._with_digests:
                 cut.set_digest()
             pulled.blocks.append(cut)
             size += cut.block.size
             is_enough = len(pulled.blocks) >= MOST_BLOCKS or size >= _MOST_BYTES
             if is_enough or time.monotonic() > deadline:
-                break
-        else:
-            pulled.is_end = True
-        pulled.rejects = self._cutter.take_rejects()
-        return pulled
+                return
+        pulled.is_end = True
 
 
 class AsyncPuller:

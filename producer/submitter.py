@@ -211,6 +211,7 @@ class Submitter:
             await asyncio.gather(prepare, return_exceptions=True)
         await self._in_flight.wait_until_empty()
         await self._retry(self._settling.tell_failures)
+        await self._retry(self._watcher.check_collection)
         if failure is not None:
             raise failure
         if not self._task.stop.is_set():

@@ -70,7 +70,7 @@ class Watcher:
                         sent.look_at = 0.0  # its reply may have been lost meanwhile
                 await self.look()
                 await self._settling.tell_failures()
-                await self._check_collection()
+                await self.check_collection()
                 await self._explain()
             except RedisUnavailable as error:
                 was_away = True
@@ -112,12 +112,15 @@ class Watcher:
             except QueueFull:
                 sent.look_at = now + 1.0
 
-    async def _check_collection(self) -> None:
-        """An aggregator discards what comes for a deleted collection, and says zero documents."""
+    async def check_collection(self) -> None:
+        """Raise ``UnknownCollection`` when answers look as if the collection was deleted.
+
+        An aggregator discards what comes for a deleted collection, and says zero documents.
+        """
         if not self._settling.came_to_nothing:
             return
         self._settling.came_to_nothing = False
-        await check_collection(self._fleet, self._collection)
+        await _check_collection(self._fleet, self._collection)
 
     async def _explain(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -141,7 +144,7 @@ class Watcher:
         return "waiting for the workers and the aggregator"
 
 
-async def check_collection(fleet: FleetClient, collection: Collection) -> None:
+async def _check_collection(fleet: FleetClient, collection: Collection) -> None:
     """Raise ``UnknownCollection`` when the collection is not there any more."""
     gone = f"collection {collection.name!r} was deleted while documents were on their way"
     try:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
+import redis.exceptions
 
 from vecfleet.common import codec, keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec, VersionMode
@@ -35,6 +36,8 @@ if ARGV[4] ~= '' and job[1] and redis.call('EXISTS', 'vf:alive:' .. job[1]) == 1
 end
 return 1
 """
+
+_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError)
 
 
 class Backend:
@@ -65,9 +68,9 @@ class Backend:
 
     async def __aexit__(self, *error: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        while not self._task.done():  # redis-py can lose a cancellation while it connects
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
 
     async def announce(self) -> None:
         """Show the model, one worker and the collection."""
@@ -88,11 +91,21 @@ class Backend:
         reads = keys.queue_list(keys.search_queue())
         deletes = keys.queue_list(self.collection.merge_queue)
         while True:
-            with suppress(redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
+            with suppress(*_AWAY):
                 lists = [reads, deletes] + ([bulk] if self._takes_blocks() else [])
                 found = await self._redis.blpop(lists, timeout=0.02)
                 if found is not None:
-                    await self._do(found[1].decode(), is_read=found[0].decode() == reads)
+                    await self._persist(found[1].decode(), is_read=found[0].decode() == reads)
+
+    async def _persist(self, job_id: str, *, is_read: bool) -> None:
+        """What a lease is for: a claimed job is done, also when Redis restarts meanwhile."""
+        while True:
+            try:
+                return await self._do(job_id, is_read=is_read)
+            except _AWAY:
+                await asyncio.sleep(0.01)
+                if self.merged and self.merged[-1][0] == job_id:
+                    self.merged.pop()
 
     def _takes_blocks(self) -> bool:
         enough = self.most_blocks is not None and len(self.merged) >= self.most_blocks

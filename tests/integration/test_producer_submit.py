@@ -197,14 +197,17 @@ async def test_a_later_line_wins_also_where_it_says_what_was_there(producer, bac
 
 
 async def test_given_versions_are_never_left_out(redis_url):
-    async with connect_async(redis_url) as client, Backend(client, versions="given"):
-        async with AsyncProducer(redis_url) as producer:
-            for version in (5, 6):
-                document = {"id": "a", "text": "same", "version": version}
-                assert (await producer.submit([document], collection="c")).committed == 1
-            with pytest.raises(InvalidInput, match="version"):
-                await producer.delete_documents("c", ["a"])
-            assert await producer.delete_documents("c", ["a"], version=7) == 1
+    async with (
+        connect_async(redis_url) as client,
+        Backend(client, versions="given"),
+        AsyncProducer(redis_url) as producer,
+    ):
+        for version in (5, 6):
+            document = {"id": "a", "text": "same", "version": version}
+            assert (await producer.submit([document], collection="c")).committed == 1
+        with pytest.raises(InvalidInput, match="version"):
+            await producer.delete_documents("c", ["a"])
+        assert await producer.delete_documents("c", ["a"], version=7) == 1
 
 
 async def test_refused_documents_are_told_with_their_places(producer, backend):
@@ -258,7 +261,7 @@ async def test_a_resumed_run_overwrites_nothing_newer(producer, backend, tmp_pat
     assert len(backend.jobs) == len(set(backend.jobs))
 
 
-async def test_blocks_of_a_dead_run_are_waited_for_not_sent_twice(producer, backend):
+async def test_blocks_of_a_dead_run_are_waited_for_not_sent_twice(redis_url, producer, backend):
     backend.go.clear()
     running = asyncio.create_task(producer.submit(rows(600), collection="c", submission="n"))
     fleet = await producer.fleet()
@@ -270,7 +273,7 @@ async def test_blocks_of_a_dead_run_are_waited_for_not_sent_twice(producer, back
     await eventually(all_queued)
     running.cancel()
     await asyncio.wait([running])
-    async with AsyncProducer(str_url(fleet)) as other:
+    async with AsyncProducer(redis_url) as other:
         second = asyncio.create_task(other.submit(rows(600), collection="c", submission="n"))
         await eventually(lambda: other_is_waiting(other))
         assert await fleet.redis.llen(queue) == 3
@@ -281,11 +284,6 @@ async def test_blocks_of_a_dead_run_are_waited_for_not_sent_twice(producer, back
 
 async def other_is_waiting(producer: AsyncProducer) -> bool:
     return len((await producer.fleet()).box._waiting) >= 3
-
-
-def str_url(fleet) -> str:
-    options = fleet.redis.connection_pool.connection_kwargs
-    return f"redis://{options['host']}:{options['port']}/0"
 
 
 async def test_a_cancelled_submission_ends(producer, backend, quick_looks):
@@ -327,37 +325,42 @@ async def other_is_sending(fleet, backend) -> bool:
 @pytest.mark.parametrize("append_only", [True, False], ids=["aof", "memory only"])
 async def test_redis_restarting_loses_nothing(redis_server_factory, quick_looks, append_only):
     server = redis_server_factory(append_only=append_only)
-    async with connect_async(server.url) as client, Backend(client) as backend:
-        async with AsyncProducer(server.url) as producer:
-            backend.most_blocks = 5
-            running = asyncio.create_task(producer.submit(rows(6000), collection="c"))
-            await eventually(lambda: len(backend.merged) >= 5)
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(server.start)
-            await backend.announce()
-            backend.most_blocks = None
-            result = await asyncio.wait_for(running, 60)
-            assert result.committed == 6000
-            assert texts(backend) == expected(rows(6000))
+    async with (
+        connect_async(server.url) as client,
+        Backend(client) as backend,
+        AsyncProducer(server.url) as producer,
+    ):
+        backend.most_blocks = 5
+        running = asyncio.create_task(producer.submit(rows(6000), collection="c"))
+        await eventually(lambda: len(backend.merged) >= 5)
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+        await backend.announce()
+        backend.most_blocks = None
+        result = await asyncio.wait_for(running, 20)
+        assert result.committed == 6000
+        assert texts(backend) == expected(rows(6000))
 
 
 async def test_redis_away_for_too_long_is_told(redis_server_factory, quick_looks):
     server = redis_server_factory()
-    async with connect_async(server.url) as client, Backend(client) as backend:
-        async with AsyncProducer(server.url) as producer:
-            backend.go.clear()
-            running = asyncio.create_task(
-                producer.submit(rows(300), collection="c", options=SubmitOptions(patience_s=0.3))
-            )
-            fleet = await producer.fleet()
+    async with (
+        connect_async(server.url) as client,
+        Backend(client) as backend,
+        AsyncProducer(server.url) as producer,
+    ):
+        backend.go.clear()
+        options = SubmitOptions(patience_s=0.3)
+        running = asyncio.create_task(producer.submit(rows(300), collection="c", options=options))
+        fleet = await producer.fleet()
 
-            async def is_sent() -> bool:
-                return bool(await fleet.redis.keys("rq:job:*-1"))
+        async def is_sent() -> bool:
+            return bool(await fleet.redis.keys("rq:job:*-1"))
 
-            await eventually(is_sent)
-            await asyncio.to_thread(server.stop)
-            with pytest.raises(RedisUnavailable, match="gave up"):
-                await asyncio.wait_for(running, 60)
+        await eventually(is_sent)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(RedisUnavailable, match="gave up"):
+            await asyncio.wait_for(running, 20)
 
 
 async def test_deletions_and_reads(producer, backend):
