@@ -74,8 +74,6 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
-    crash_at: str | None = None  # for fault tests: the process kills itself at this point
-
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The settings of ``environment``, this process's own by default.

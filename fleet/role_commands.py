@@ -138,6 +138,7 @@ def gateway(
             rerank_model=reranker,
             collection=collection,
             timeout_s=chosen.timeout_s,
+            max_body_bytes=chosen.max_body_bytes,
             admission=Admission(
                 chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
             ),

@@ -13,7 +13,6 @@ from vecfleet.common.queue_client import Admission
 class GatewayLimits:
     """What one client may ask of the gateway."""
 
-    max_body_bytes: int = limits.MAX_BODY_BYTES  # a JSON body of documents
     max_inference_body_bytes: int = 8 << 20  # every other JSON body
     max_buffered_bytes: int = 256 << 20  # bodies held in memory, all requests together
     max_line_bytes: int = 2 << 20  # one line of an NDJSON stream
@@ -45,6 +44,7 @@ class GatewayConfig:
     collection: str | None = None  # what POST /search reads; None: the only one there is
     timeout_s: float = 30.0  # how long a request waits for its answer
     redis_wait_s: float = 30.0  # how long the start waits for Redis
+    max_body_bytes: int = limits.MAX_BODY_BYTES  # a JSON body of documents
     drain_s: float = 20.0  # how long requests in flight may take after SIGTERM
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     admission: Admission = field(default_factory=Admission)
@@ -57,6 +57,8 @@ class GatewayConfig:
         for name in ("timeout_s", "drain_s", "redis_wait_s"):
             if getattr(self, name) < 0:
                 faults.append(f"{name} must not be negative")
+        if self.max_body_bytes <= 0:
+            faults.append("max_body_bytes must be more than 0")
         faults += [
             f"limits.{name} must be more than 0"
             for name in GatewayLimits.__dataclass_fields__

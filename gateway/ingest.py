@@ -49,6 +49,7 @@ class Ingest:
         self._fleet = fleet
         self._bodies = bodies
         self._limits: GatewayLimits = config.limits
+        self._max_body_bytes = config.max_body_bytes
         self._metrics = metrics
         self._streams = 0
 
@@ -87,7 +88,7 @@ class Ingest:
         self, request: Request, collection: Collection, feeder: Feeder
     ) -> Response:
         # Not watched: what is half enqueued is finished, whether or not the client still waits.
-        raw = await self._bodies.read(request, self._limits.max_body_bytes, watch=False)
+        raw = await self._bodies.read(request, self._max_body_bytes, watch=False)
         rows = _rows(parse_json(raw), self._limits.max_documents)
         documents = []
         for i, row in enumerate(rows):

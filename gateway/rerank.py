@@ -84,6 +84,7 @@ class Rerank:
             {
                 "id": new_id(),
                 "model": reply.model,
+                "method": reply.method,
                 "results": [
                     {
                         "index": i,
@@ -188,6 +189,8 @@ class Rerank:
         context_of(request).note_inference(
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)
         )
+        # In a header, for two of the shapes have no room for how the scores came about.
+        context_of(request).headers.append((b"x-rerank-method", reply.method.encode()))
         return reply
 
 
