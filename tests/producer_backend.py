@@ -6,7 +6,6 @@ For tests of the producer alone: it can hold still, lose jobs and answers, and r
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
@@ -91,11 +90,14 @@ class Backend:
         reads = keys.queue_list(keys.search_queue())
         deletes = keys.queue_list(self.collection.merge_queue)
         while True:
-            with suppress(*_AWAY):
+            try:
                 lists = [reads, deletes] + ([bulk] if self._takes_blocks() else [])
                 found = await self._redis.blpop(lists, timeout=0.02)
-                if found is not None:
-                    await self._persist(found[1].decode(), is_read=found[0].decode() == reads)
+            except _AWAY:
+                await asyncio.sleep(0.01)
+                continue
+            if found is not None:
+                await self._persist(found[1].decode(), is_read=found[0].decode() == reads)
 
     async def _persist(self, job_id: str, *, is_read: bool) -> None:
         """What a lease is for: a claimed job is done, also when Redis restarts meanwhile."""
