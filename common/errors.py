@@ -26,7 +26,7 @@ VecfleetError
 ├── DeadlineExceeded            504  deadline_exceeded
 ├── JobCancelled                409  job_cancelled
 ├── JobFailed                   500  job_failed
-│   └── EngineFailed            500  engine_failed
+│   └── EngineFailed            500  engine_failed           (carries indices)
 ├── CorruptData                 500  corrupt_data
 │   ├── CorruptPayload          400  corrupt_payload
 │   ├── CorruptShard            500  corrupt_shard
