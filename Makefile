@@ -55,7 +55,7 @@ $(BIN)/python:
 # torch first and pinned: asked for by another package, pip may take a build with CUDA libraries.
 $(VENV)/.torch-installed: $(BIN)/python $(CONSTRAINTS)
 	@echo "installing $(TORCH) into $(VENV)"
-	$(PIP) -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(PIP) -c $(CONSTRAINTS) $(TORCH)
 	@touch $@
 
 $(LOCAL): $(VENV)/.torch-installed pyproject.toml
