@@ -10,17 +10,15 @@ reader (a thread) ──blocks──► prepare ──new ones──► send ─
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vecfleet.common.collection import Collection
-from vecfleet.common.errors import Conflict, JobCancelled, VecfleetError
+from vecfleet.common.errors import JobCancelled, VecfleetError
 from vecfleet.common.fleet_client import FleetClient, block_job_id
-from vecfleet.producer.block_states import Bits, BlockStates
-from vecfleet.producer.cutting import CutBlock
+from vecfleet.producer.block_states import BlockStates
 from vecfleet.producer.in_flight import InFlight, Sent
 from vecfleet.producer.items import Rejected
 from vecfleet.producer.journal import Journal
@@ -28,9 +26,10 @@ from vecfleet.producer.options import SubmitOptions
 from vecfleet.producer.patience import Patience
 from vecfleet.producer.pulling import Pulled, Puller
 from vecfleet.producer.result import Progress, SubmissionResult
+from vecfleet.producer.selecting import Selector, other_input
 from vecfleet.producer.sending import Sender
 from vecfleet.producer.settling import Settling
-from vecfleet.producer.unchanged import UnchangedFilter, unchanged_filter
+from vecfleet.producer.unchanged import unchanged_filter
 from vecfleet.producer.watching import Watcher
 
 _REPORT_S = 0.2
@@ -88,12 +87,11 @@ class Submitter:
             patience=self._redis_patience,
             reopen=self._reopen,
         )
-        self._filter: UnchangedFilter | None = None
-        self._bits = Bits()
+        self._selector = Selector(
+            collection, task.submission, settling=self._settling, journal=task.journal
+        )
         self._first_block = ""
-        self._content = hashlib.blake2b(digest_size=16)
         self._started = time.monotonic()
-        self._last_version = task.journal.last_version() if task.journal else None
 
     async def run(self) -> SubmissionResult:
         """Submit everything.
@@ -160,10 +158,10 @@ class Submitter:
                 raise JobCancelled(f"submission {known.id} was cancelled; use another one")
             same_input = known.first_block in ("", self._first_block)
             if known.uid != self._collection.uid or not same_input:
-                raise Conflict(_other_input(known.id), field="submission")
-            self._bits = await self._states.bits()
+                raise other_input(known.id)
+            self._selector.bits = await self._states.bits()
         if self._task.options.only_changed:
-            self._filter = await unchanged_filter(self._fleet, self._collection)
+            self._selector.filter = await unchanged_filter(self._fleet, self._collection)
 
     async def _reopen(self) -> None:
         await self._fleet.submissions.open(
@@ -175,7 +173,7 @@ class Submitter:
         )
 
     async def _close(self) -> None:
-        content = self._content.hexdigest() if self._first_block else ""
+        content = self._selector.content if self._first_block else ""
         tally = self._settling.tally
         await self._fleet.submissions.close(
             self._task.submission,
@@ -187,7 +185,7 @@ class Submitter:
             return
         known = await self._fleet.submissions.get(self._task.submission)
         if content and known.content not in ("", content):
-            raise Conflict(_other_input(known.id), field="submission")
+            raise other_input(known.id)
         if self._settling.is_uncertain and known.failed > tally.failed:
             more = min(known.failed - tally.failed, tally.committed)
             tally.committed -= more
@@ -238,7 +236,7 @@ class Submitter:
                 if not pulled.is_end:
                     following = asyncio.create_task(self._puller.pull())
                 if pulled.blocks:
-                    await ready.put(await self._select(pulled.blocks))
+                    await ready.put(await self._selector.select(pulled.blocks))
                 if following is None:
                     break
                 pulled, following = await following, None
@@ -249,68 +247,6 @@ class Submitter:
         finally:
             if following is not None:
                 following.cancel()
-
-    async def _select(self, blocks: Sequence[CutBlock]) -> list[Sent]:
-        """What of ``blocks`` must be sent, in their order; the rest is booked."""
-        chosen: dict[int, Sent] = {}
-        fresh: list[CutBlock] = []
-        for cut in blocks:
-            self._content.update(cut.digest.encode())
-            if self._is_settled(cut):
-                continue
-            record = self._task.journal.blocks.get(cut.place) if self._task.journal else None
-            if record is not None:
-                # Sent by an earlier run: the same block again, whatever has changed since.
-                chosen[cut.place] = Sent(cut, earlier=record)
-                self._note_sent(cut)
-            else:
-                fresh.append(cut)
-        kept = fresh if self._filter is None or not fresh else await self._filter.changed(fresh)
-        for cut, left in zip(fresh, kept, strict=True):
-            if len(left):
-                chosen[cut.place] = Sent(left, unchanged=len(cut) - len(left))
-            else:
-                self._settling.note_same(cut)
-        if self._last_version is not None:
-            for sent in chosen.values():
-                self._keep_version(sent, self._last_version)
-        return [chosen[place] for place in sorted(chosen)]
-
-    def _is_settled(self, cut: CutBlock) -> bool:
-        """Whether an earlier run settled the block; then it is booked."""
-        journal = self._task.journal
-        record = journal.blocks.get(cut.place) if journal is not None else None
-        if record is not None and record.digest != cut.digest:
-            raise Conflict(_other_input(self._task.submission), field="submission")
-        if record is not None and record.is_settled:
-            self._settling.note_earlier(cut, record)
-            self._note_sent(cut)
-            return True
-        fate = self._bits.fate(cut.place)
-        if fate == "waiting":
-            return False
-        sent = Sent(cut, earlier=record)
-        if record is not None:
-            sent.documents, sent.unchanged = record.documents, record.unchanged
-        self._settling.note_bit(sent, committed=fate == "committed")
-        self._note_sent(cut)
-        return True
-
-    def _note_sent(self, cut: CutBlock) -> None:
-        if self._filter is not None:
-            self._filter.note_sent(cut)
-
-    def _keep_version(self, sent: Sent, last: tuple[int, int]) -> None:
-        """Give a block the version that it had, or would have had, in the interrupted run.
-
-        So what others wrote since then stays the newer. Later blocks still win over earlier ones.
-        """
-        if self._collection.spec.versions != "assigned":
-            return
-        place, version = last
-        known = sent.earlier.version if sent.earlier is not None else 0
-        sent.version = known or max(1, version + sent.cut.place - place)
-        sent.cut.set_version(sent.version)
 
     # Beside the work
 
@@ -355,11 +291,3 @@ async def _guarded(
         for task in (main, *beside):
             task.cancel()
         await asyncio.gather(main, *beside, return_exceptions=True)
-
-
-def _other_input(submission: str) -> str:
-    return (
-        f"submission {submission} was begun with other documents; "
-        "leave it out, or name another one: what stands in the collection already is not "
-        "embedded again"
-    )
