@@ -14,15 +14,15 @@ from typing import Any, Self, TypeVar
 from vecfleet.common import keys, limits
 from vecfleet.common.collection import Collection
 from vecfleet.common.document import check_document_id, check_text, check_texts
-from vecfleet.common.errors import InvalidInput, SpaceMismatch, VecfleetError
+from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
-from vecfleet.common.model import ModelCard
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
+from vecfleet.producer.asking import find, fleet_status, reranked
 from vecfleet.producer.cutting import Cutter, Item
-from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
+from vecfleet.producer.found import FleetStatus, Found
 from vecfleet.producer.items import Rejected
 from vecfleet.producer.journal import Journal
 from vecfleet.producer.options import SubmitOptions
@@ -36,8 +36,6 @@ Documents = Iterable[Item] | AsyncIterable[Item]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_KEY_BYTES = 256
-_STATS_TIMEOUT_S = 2.0
-_QUERY_PROMPT = "query"
 _MANY_IDS = 1024
 _A = TypeVar("_A")
 
@@ -295,32 +293,12 @@ class AsyncProducer:
             raise InvalidInput(f"top_k must be from 1 to {limits.MAX_TOP_K}", field="top_k")
         fleet = await self.fleet()
         target = await fleet.collection(collection, tenant=self._tenant)
-        card = await _embedder(fleet, target)
-        vectors = await fleet.embed([query], model=card, prompt=card.prompts.get(_QUERY_PROMPT, ""))
-        reply = await fleet.search(
-            target, vectors.vectors, top_k=top_k, threshold=threshold, exact=exact
-        )
-        hits = [Found(hit.id, hit.score, hit.text, hit.metadata) for hit in reply.hits[0]]
-        if not (rerank and hits):
-            return hits
-        scores = (await fleet.rerank(query, [hit.text for hit in hits], model=reranker)).scores
-        ranked = [
-            Found(hit.id, hit.score, hit.text, hit.metadata, score)
-            for hit, score in zip(hits, scores, strict=True)
-        ]
-        return sorted(ranked, key=lambda hit: hit.relevance or 0.0, reverse=True)
+        hits = await find(fleet, target, query, top_k=top_k, threshold=threshold, exact=exact)
+        return await reranked(fleet, query, hits, reranker) if rerank and hits else hits
 
     async def status(self) -> FleetStatus:
         """Models, workers, queues, collections and unfinished submissions."""
-        fleet = await self.fleet()
-        collections = await fleet.collections(tenant=self._tenant)
-        stats = await asyncio.gather(*(_stats(fleet, collection) for collection in collections))
-        return FleetStatus(
-            models=tuple(await fleet.models()),
-            state=await fleet.state(),
-            collections=tuple(map(CollectionStatus, collections, stats)),
-            submissions=tuple(await fleet.submissions.unfinished()),
-        )
+        return await fleet_status(await self.fleet(), self._tenant)
 
 
 def submission_id(collection: Collection, name: str) -> str:
@@ -336,29 +314,6 @@ def submission_id(collection: Collection, name: str) -> str:
         )
     content = f"{collection.tenant}\0{collection.uid}\0{name}".encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-async def _embedder(fleet: FleetClient, collection: Collection) -> ModelCard:
-    """A live model whose vectors can be compared with the collection's."""
-    spec = collection.spec
-    for served in await fleet.models():
-        if served.card.space == spec.space and "embed" in served.card.tasks and served.workers:
-            return served.card
-    card = await fleet.find_model(spec.model, "embed")
-    if card.space != spec.space:
-        raise SpaceMismatch(
-            f"{spec.model} is now served with other weights than collection {collection.name} "
-            "was made with"
-        )
-    return card
-
-
-async def _stats(fleet: FleetClient, collection: Collection) -> dict[str, Any] | None:
-    try:
-        async with asyncio.timeout(_STATS_TIMEOUT_S):
-            return await fleet.collection_stats(collection)
-    except (VecfleetError, TimeoutError):
-        return None
 
 
 def harmless(callback: Callable[[_A], None] | None) -> Callable[[_A], None]:

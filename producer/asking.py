@@ -1,0 +1,78 @@
+"""Questions that take several calls: a search with its query's vector, and the whole status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vecfleet.common.collection import Collection
+from vecfleet.common.errors import SpaceMismatch, VecfleetError
+from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.model import ModelCard
+from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
+
+_STATS_TIMEOUT_S = 2.0
+_QUERY_PROMPT = "query"
+
+
+async def find(
+    fleet: FleetClient,
+    collection: Collection,
+    query: str,
+    *,
+    top_k: int,
+    threshold: float | None,
+    exact: bool,
+) -> list[Found]:
+    """The documents nearest to ``query``, best first."""
+    card = await _embedder(fleet, collection)
+    prompt = card.prompts.get(_QUERY_PROMPT, "")
+    vector = (await fleet.embed([query], model=card, prompt=prompt)).vectors
+    reply = await fleet.search(collection, vector, top_k=top_k, threshold=threshold, exact=exact)
+    return [Found(hit.id, hit.score, hit.text, hit.metadata) for hit in reply.hits[0]]
+
+
+async def reranked(
+    fleet: FleetClient, query: str, hits: Sequence[Found], model: str | None
+) -> list[Found]:
+    """``hits`` with their relevance, the most relevant first."""
+    reply = await fleet.rerank(query, [hit.text for hit in hits], model=model)
+    ranked = [replace(hit, relevance=s) for hit, s in zip(hits, reply.scores, strict=True)]
+    return sorted(ranked, key=lambda hit: hit.relevance or 0.0, reverse=True)
+
+
+async def fleet_status(fleet: FleetClient, tenant: str) -> FleetStatus:
+    """Models, workers, queues, collections and unfinished submissions."""
+    collections = await fleet.collections(tenant=tenant)
+    stats = await asyncio.gather(*(_stats(fleet, collection) for collection in collections))
+    return FleetStatus(
+        models=tuple(await fleet.models()),
+        state=await fleet.state(),
+        collections=tuple(map(CollectionStatus, collections, stats)),
+        submissions=tuple(await fleet.submissions.unfinished()),
+    )
+
+
+async def _embedder(fleet: FleetClient, collection: Collection) -> ModelCard:
+    """A live model whose vectors can be compared with the collection's."""
+    spec = collection.spec
+    for served in await fleet.models():
+        if served.card.space == spec.space and "embed" in served.card.tasks and served.workers:
+            return served.card
+    card = await fleet.find_model(spec.model, "embed")
+    if card.space != spec.space:
+        raise SpaceMismatch(
+            f"{spec.model} is now served with other weights than collection {collection.name} "
+            "was made with"
+        )
+    return card
+
+
+async def _stats(fleet: FleetClient, collection: Collection) -> dict[str, Any] | None:
+    try:
+        async with asyncio.timeout(_STATS_TIMEOUT_S):
+            return await fleet.collection_stats(collection)
+    except (VecfleetError, TimeoutError):
+        return None
