@@ -11,7 +11,8 @@ vecfleet.embed      of a block of documents on their way into a collection:
 vecfleet.rerank     {query, documents, truncate, instruction?}, answered by
                     {model, method, scores, tokens, truncated, queue_ms, inference_ms}
 vecfleet.merge      a shard (bytes), or {delete: [id], version?: n, versions?: [n]}
-                    answered by {version, documents, refused: [{place, id, code, message}]}
+                    answered by {version, documents}: how many of the block are in the index; why
+                    others are not stands with the submission
 vecfleet.search     {uid, vectors, top_k, threshold?, exact?}, answered by
                     {hits: [[{id, score, text, metadata?}]], queue_ms, search_ms}
 vecfleet.get        {uid, ids}, answered by {documents: [{id, text, metadata?, version} or nil]}
