@@ -41,7 +41,7 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
         await warm_up(rig, feeder)
         collection = await rig.client.create_collection("million")
         before = rig.snapshot()
-        samples: list[_Sample] = []
+        samples = [_Sample(0.0, 0, await _memory_of(rig))]
         sampling = asyncio.create_task(_sample(rig, collection, samples))
         fed = await ingest(rig, feeder, collection, count)
         stats = await rig.until_calm(collection)
@@ -67,9 +67,12 @@ async def _sample(rig: Rig, collection: Collection, samples: list[_Sample]) -> N
     began = time.perf_counter()
     while True:
         documents = (await rig.client.collection_stats(collection))["documents"]
-        memory = {**rig.snapshot().anon_bytes, "redis_used": await rig.redis_memory()}
-        samples.append(_Sample(time.perf_counter() - began, documents, memory))
+        samples.append(_Sample(time.perf_counter() - began, documents, await _memory_of(rig)))
         await asyncio.sleep(SAMPLE_S)
+
+
+async def _memory_of(rig: Rig) -> dict[str, int]:
+    return {**rig.snapshot().anon_bytes, "redis_used": await rig.redis_memory()}
 
 
 def _memory(samples: Sequence[_Sample], count: int, about: dict[str, Any]) -> Measured:
@@ -126,6 +129,4 @@ def _when(samples: Sequence[_Sample], documents: float) -> float:
                 share = (documents - before.documents) / (sample.documents - before.documents)
                 return before.at_s + max(0.0, share) * (sample.at_s - before.at_s)
             before = sample
-        elif before.documents == 0:
-            before = sample  # nothing is there yet: the clock starts with the last such sample
     return samples[-1].at_s

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,16 @@ SUITES: tuple[tuple[Measure, frozenset[str]], ...] = (
     help="The file to write  [default: build/bench.json, quick: build/bench-quick.json]",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The model that embeds.")
+@click.option("--repetitions", type=click.IntRange(1), help="Of each ratio; by default 5.")
 @click.option("--keep", is_flag=True, help="Keep the fleets' data and logs.")
-def main(only: str | None, quick: bool, out: Path | None, model: str, keep: bool) -> None:
+def main(
+    only: str | None,
+    quick: bool,
+    out: Path | None,
+    model: str,
+    repetitions: int | None,
+    keep: bool,
+) -> None:
     """Measure what the project promises; the exit code is 1 when a promise is not kept."""
     keys = set(only.split(",")) if only else set(BY_KEY)
     if unknown := keys - BY_KEY.keys():
@@ -72,7 +81,10 @@ def main(only: str | None, quick: bool, out: Path | None, model: str, keep: bool
     def say(line: str) -> None:
         console.print(f"[dim]{line}[/]", highlight=False)
 
-    bench = Bench(folder, QUICK if quick else Sizes(), model, say)
+    sizes = QUICK if quick else Sizes()
+    if repetitions is not None:
+        sizes = replace(sizes, repetitions=repetitions)
+    bench = Bench(folder, sizes, model, say)
     try:
         entries = asyncio.run(_run(bench, keys, path, valid=not quick))
     except VecfleetError as error:

@@ -33,6 +33,18 @@ def usage(pid: int) -> Usage:
     return Usage(cpu_s, children_s, _anon_bytes(pid), children_bytes)
 
 
+def has_busy_children(pid: int) -> bool:
+    """Whether a child of a process computes, waits for the disk or would like to compute."""
+    for child in _children(pid):
+        try:
+            state = _read(child, "stat").rpartition(")")[2].split()[0]
+        except ProcessLookupError:
+            continue
+        if state in "RD":
+            return True
+    return False
+
+
 def _cpu(pid: int) -> tuple[float, float]:
     # The name in parentheses may hold anything; the numbers begin behind it.
     fields = _read(pid, "stat").rpartition(")")[2].split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from vecfleet.bench import processes
 from vecfleet.bench.child import Child
 from vecfleet.common import keys
 from vecfleet.common.collection import Collection
+from vecfleet.common.errors import EngineFailed
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
 from vecfleet.common.settings import Settings
@@ -68,7 +70,8 @@ class Rig:
             await asyncio.wait((starting, failure), return_when=asyncio.FIRST_COMPLETED)
             if failure.done():
                 starting.cancel()
-                raise failure.result()
+                tail = (self.folder / "fleet.log").read_text(errors="replace")[-1500:]
+                raise EngineFailed(f"{failure.result().message}\n{tail}")
             failure.cancel()
             await starting
             client = FleetClient(connect_async(self._fleet.redis_url))
@@ -128,23 +131,19 @@ class Rig:
             await asyncio.sleep(_POLL_S / 5)
 
     async def until_calm(self, collection: Collection, calm_s: float = CALM_S) -> dict[str, Any]:
-        """Wait until nothing is merged or built any more; returns the collection's numbers."""
-        last: dict[str, Any] = {}
-        since = asyncio.get_running_loop().time()
-        while True:
+        """Wait until nothing is merged or built any more; returns the collection's numbers.
+
+        A builder that stands back behind other processes counts as building.
+        """
+        last: tuple[dict[str, Any], float] = {}, -1.0
+        since = time.monotonic()
+        while time.monotonic() - since < calm_s:
             stats = await self.client.collection_stats(collection)
-            now = asyncio.get_running_loop().time()
-            if stats != last or self._builders_cpu() != self._seen_cpu:
-                last, since = stats, now
-                self._seen_cpu = self._builders_cpu()
-            if now - since >= calm_s:
-                return stats
+            now = stats, self.snapshot().cpu_s["builders"]
+            if now != last or processes.has_busy_children(self._fleet.pids()["writer"]):
+                last, since = now, time.monotonic()
             await asyncio.sleep(_POLL_S)
-
-    _seen_cpu = -1.0
-
-    def _builders_cpu(self) -> float:
-        return self.snapshot().cpu_s["builders"]
+        return last[0]
 
     def _note(self, name: str, line: str) -> None:
         self._log.write(f"{json.dumps(name)} {line}\n")
