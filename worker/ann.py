@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import CorruptData
-from vecfleet.worker.exact_scan import Scores, scan, widen
+from vecfleet.worker.exact_scan import Scores, scan, score_rows, widen
 from vecfleet.worker.index_policy import RESCORE_FACTOR
 from vecfleet.worker.liveness import Liveness
 from vecfleet.worker.partition_state import IndexKind
 from vecfleet.worker.rows import RowNumbers
 from vecfleet.worker.segment import HEADER_BYTES, SCRATCH_BYTES, Segment
+from vecfleet.worker.signs import Codes
 
 faiss: Any = untyped_faiss  # its type stubs cover a part of it only
 
@@ -120,15 +121,7 @@ class DerivedIndex:
     ) -> Found:
         """The ``k`` best visible rows of each query, rescored with the segment's own vectors."""
         rows = self.candidates(queries, k, liveness, lists, self.effort)
-        best = np.full((len(queries), k), -np.inf, np.float32)
-        labels = np.full((len(queries), k), -1, np.int64)
-        for query, found in enumerate(rows):
-            found = found[found >= 0]
-            scores = widen(vectors[found]) @ queries[query]
-            order = np.argsort(-scores, kind="stable")[:k]
-            best[query, : len(order)] = scores[order]
-            labels[query, : len(order)] = found[order]
-        return best, labels
+        return rescored(queries, rows, vectors, k)
 
     def candidates(
         self,
@@ -177,6 +170,43 @@ class NearestLists:
             np.ascontiguousarray(distances[:, :count]),
             np.ascontiguousarray(numbers[:, :count]),
         )
+
+
+def nearest_codes(
+    codes: Codes, queries: Codes, count: int, liveness: Liveness
+) -> tuple[NDArray[np.int32], RowNumbers]:
+    """The ``count`` visible rows whose ``codes`` (n, b) differ from each query's in fewest bits.
+
+    As (q, count) distances and rows, nearest first; rows are -1 where there are no more.
+    """
+    distances = np.empty((len(queries), count), np.int32)
+    rows = np.empty((len(queries), count), np.int64)
+    heap = faiss.int_maxheap_array_t()
+    heap.nh, heap.k = rows.shape
+    heap.val, heap.ids = faiss.swig_ptr(distances), faiss.swig_ptr(rows)
+    selector = None if liveness.all_visible else faiss.IDSelectorBitmap(liveness.bitmap)
+    arrays = faiss.swig_ptr(queries), faiss.swig_ptr(codes)
+    faiss.hammings_knn_hc(heap, *arrays, *codes.shape, True, faiss.EXACT_TOPK, selector)
+    return distances, rows
+
+
+def nothing_found(queries: int, k: int) -> Found:
+    """The finds of a search without any."""
+    return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
+
+
+def rescored(
+    queries: Scores, candidates: RowNumbers, vectors: NDArray[np.float16], k: int
+) -> Found:
+    """The ``k`` best of each query's ``candidates`` (q, c), -1 for none, by exact scores."""
+    best, labels = nothing_found(len(queries), k)
+    for query, found in enumerate(candidates):
+        found = found[found >= 0]
+        scores = score_rows(vectors, queries[query], found)
+        order = np.argsort(-scores, kind="stable")[:k]
+        best[query, : len(order)] = scores[order]
+        labels[query, : len(order)] = found[order]
+    return best, labels
 
 
 def train_ivf(sample: NDArray[np.float16], nlist: int) -> bytes:

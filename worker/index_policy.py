@@ -19,6 +19,9 @@ from vecfleet.worker.partition_state import IndexKind
 
 EXACT_WORK = 35_000_000  # rows x dimension: 90,000 rows of 384, about 3 ms a query
 LARGE_WORK = 12_000_000  # a segment below is scanned exactly, whatever the partition's size
+SIGNS_WORK = 1_000_000  # a segment below carries no signs: scanning it takes 0.1 ms
+SIGNS_FACTOR = 20  # rows that the signs prefer are scored exactly, so many for each hit wanted
+SIGNS_MAX_SHARE = 0.05  # of the rows; where more are wanted, the scan is as fast
 RESCORE_FACTOR = 4
 RETRAIN_GROWTH = 4
 SAMPLE_PER_LIST = 64

@@ -17,10 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import CorruptData, CorruptSegment, InvalidVector, Unavailable
-from vecfleet.worker.ann import DerivedIndex, FlatScan, Found, NearestLists, set_threads
+from vecfleet.worker.ann import (
+    DerivedIndex,
+    FlatScan,
+    Found,
+    NearestLists,
+    nothing_found,
+    set_threads,
+)
 from vecfleet.worker.digest import id_keys
 from vecfleet.worker.durable import file_crc
 from vecfleet.worker.exact_scan import Scores, scan
+from vecfleet.worker.first_pass import search_by_signs
+from vecfleet.worker.index_policy import (
+    DEFAULT_THRESHOLDS,
+    SIGNS_FACTOR,
+    SIGNS_MAX_SHARE,
+    Thresholds,
+    plan_index,
+)
 from vecfleet.worker.liveness import Liveness
 from vecfleet.worker.manifest import Manifest
 from vecfleet.worker.partition_state import IndexEntry, SegmentEntry, State
@@ -45,6 +60,8 @@ class _Part:
     index_entry: IndexEntry | None = None
 
     def search(self, queries: Scores, k: int, lists: NearestLists) -> Found:
+        if not self.liveness.visible_count:
+            return nothing_found(len(queries), k)
         if self.index is not None:
             vectors = self.segment.rows.vectors
             return self.index.search(queries, k, self.liveness, vectors, lists)
@@ -57,21 +74,25 @@ class _View:
     parts: tuple[_Part, ...]
     faults: tuple[str, ...]
     efforts: Mapping[str, int]  # the highest of each template's indexes
+    by_signs: frozenset[int]  # places of parts that wait for an index and carry signs
 
 
 class PartitionReader:
     """Read-only access to one partition; never waits for its writer."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, thresholds: Thresholds) -> None:
         """Use ``open``."""
         self.directory = directory
+        self._thresholds = thresholds
         self._manifest = manifest
         self._lock = Lock()
         self._seen_version = -1
         self._view: _View | None = None
 
     @classmethod
-    def open(cls, directory: Path, *, threads: int = 1) -> PartitionReader:
+    def open(
+        cls, directory: Path, *, threads: int = 1, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ) -> PartitionReader:
         """Open the partition in ``directory``; ``threads`` is what faiss may use in this process.
 
         Raises ``Unavailable`` before a writer has made it, ``CorruptManifest`` naming the file.
@@ -80,7 +101,7 @@ class PartitionReader:
         manifest = Manifest.open_to_read(directory)
         try:
             manifest.check()
-            reader = cls(directory, manifest)
+            reader = cls(directory, manifest, thresholds)
             reader.refresh()
         except BaseException:
             manifest.close()
@@ -135,8 +156,7 @@ class PartitionReader:
         """
         view = self._present()
         unit = self._unit(view, queries)
-        lists = NearestLists(view.efforts)
-        found = [part.search(unit, top_k, lists) for part in view.parts]
+        found = _search(view, unit, top_k)
         return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
     def exact(
@@ -252,7 +272,20 @@ class PartitionReader:
         efforts: dict[str, int] = {}
         for index in (part.index for part in parts if part.index is not None):
             efforts[index.template] = max(efforts.get(index.template, 0), index.effort)
-        return _View(state, tuple(parts), tuple(faults), efforts)
+        return _View(state, tuple(parts), tuple(faults), efforts, self._by_signs(state, parts))
+
+    def _by_signs(self, state: State, parts: Sequence[_Part]) -> frozenset[int]:
+        """Which of ``parts`` are searched by their signs first: none where the policy is exact."""
+        documents = sum(part.liveness.visible_count for part in parts)
+        spec = state.spec
+        plan = plan_index(documents, spec.dimension, spec.policy, self._thresholds)
+        if plan.kind == "exact":
+            return frozenset()
+        return frozenset(
+            place
+            for place, part in enumerate(parts)
+            if part.index is None and part.segment.signs is not None and part.liveness.visible_count
+        )
 
     def _open(self, entry: SegmentEntry, *, just_written: bool) -> _Part:
         segment = Segment.open(self.directory / entry.file, just_written=just_written)
@@ -312,6 +345,25 @@ class PartitionReader:
                 hits.append(Hit(part.segment.rows.id(row), score, text, metadata))
             results.append(hits)
         return results
+
+
+def _search(view: _View, unit: Scores, k: int) -> list[Found]:
+    """What each part finds, in the order of the parts."""
+    places = sorted(view.by_signs)
+    waiting = [
+        (part.segment.signs, part.segment.rows.vectors, part.liveness)
+        for part in (view.parts[place] for place in places)
+        if part.segment.signs is not None
+    ]
+    rows = sum(len(signs) for signs, _, _ in waiting)
+    found: dict[int, Found] = {}
+    if SIGNS_FACTOR * k <= SIGNS_MAX_SHARE * rows:
+        found = dict(zip(places, search_by_signs(waiting, unit, k), strict=True))
+    lists = NearestLists(view.efforts)
+    return [
+        found[place] if place in found else part.search(unit, k, lists)
+        for place, part in enumerate(view.parts)
+    ]
 
 
 def _lookup(

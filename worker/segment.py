@@ -3,7 +3,8 @@
 4 KiB header (magic, length, checksum, msgpack table of columns) | vectors | the other columns, each
 on a multiple of 64 bytes with a checksum of its own. Beside the columns of ``Rows`` a segment keeps
 its keys' first words sorted, with the row of each, so that looking an id up touches mapped pages
-only, and a filter that tells of most keys at once that they are not there.
+only, and a filter that tells of most keys at once that they are not there. From ``SIGNS_WORK``
+numbers on the vectors' signs follow (signs.py); they are derived, so it serves without them too.
 
 **Checked when opened:** header, sizes and every column but the pages of text, which carry a
 checksum each and are verified whenever they are read. CRC-32 runs at about 4 GB/s, so this costs
@@ -27,8 +28,10 @@ from numpy.typing import NDArray
 
 from vecfleet.common.errors import CorruptData, CorruptSegment
 from vecfleet.worker.durable import CrashPoint, no_crash, publish, write_all
+from vecfleet.worker.index_policy import SIGNS_WORK
 from vecfleet.worker.page import SLOT_BITS, PageRow, read_page
 from vecfleet.worker.rows import Mask, RowNumbers, Rows, shifted_locators
+from vecfleet.worker.signs import Codes, code_bytes, sign_codes
 
 MAGIC = b"VFSEGM01"
 HEADER_BYTES = 4096
@@ -53,6 +56,8 @@ _DTYPES: dict[str, Any] = {
     "filter": "|b1",  # whether a key begins with these bits; 8 to 16 places a row
 }
 FILTER_PLACES_PER_ROW = 8
+SIGNS = "signs"  # the optional column, rows x code_bytes; last in the file
+_PIECE_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,9 @@ class Segment:
         columns["vectors"] = columns["vectors"].reshape(table["rows"], table["dimension"])
         columns["keys"] = columns["keys"].reshape(table["rows"], 2)
         self.rows = Rows(**columns)
+        self.signs: Codes | None = None  # none when it is small, or the column is damaged
+        if SIGNS in table["columns"]:
+            self.signs = self._column(SIGNS).reshape(table["rows"], code_bytes(table["dimension"]))
 
     @classmethod
     def open(cls, path: Path, *, just_written: bool = False, own: bool = False) -> Segment:
@@ -143,13 +151,17 @@ class Segment:
 
     def _column(self, name: str) -> Any:
         offset, length, _ = self._table["columns"][name]
-        dtype = np.dtype(_DTYPES[name])
+        dtype = np.dtype(_DTYPES.get(name, "|u1"))
         return np.frombuffer(self.buffer, dtype, length // dtype.itemsize, offset)
 
     def _verify(self, skipped: set[str]) -> None:
         view = memoryview(self.buffer)
         for name, (offset, length, crc) in self._table["columns"].items():
-            if name not in skipped and zlib.crc32(view[offset : offset + length]) != crc:
+            if name in skipped or zlib.crc32(view[offset : offset + length]) == crc:
+                continue
+            if name == SIGNS:
+                self.signs = None  # the vectors tell the same; the next merge writes them again
+            else:
                 raise CorruptSegment(f"the {name} of {self.path.name} do not match their checksum")
 
 
@@ -178,9 +190,12 @@ def write_segment(
         table: dict[str, list[int]] = {}
         position = HEADER_BYTES
         os.lseek(handle, position, os.SEEK_SET)
-        for name in _DTYPES:
+        columns = dict(pieces)
+        if len(first) * dimension >= SIGNS_WORK:
+            columns[SIGNS] = _signs(handle, len(first), dimension)
+        for name in (*_DTYPES, *columns.keys() - _DTYPES.keys()):
             crc, length = 0, 0
-            for piece in pieces[name]:
+            for piece in columns[name]:
                 raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
                 crc = zlib.crc32(raw, crc)
                 length += len(raw)
@@ -214,6 +229,15 @@ def joined(parts: Sequence[Rows]) -> dict[str, Iterable[NDArray[Any]]]:
         "page_rows": (part.page_rows for part in parts),
         "pages": (part.pages for part in parts),
     }
+
+
+def _signs(handle: int, rows: int, dimension: int) -> Iterator[Codes]:
+    """The signs of the vectors that were just written: they may have been lazy."""
+    width = 2 * dimension
+    for start in range(0, rows, _PIECE_ROWS):
+        length = min(_PIECE_ROWS, rows - start) * width
+        raw = os.pread(handle, length, HEADER_BYTES + start * width)
+        yield sign_codes(np.frombuffer(raw, "<f2").reshape(-1, dimension))
 
 
 def _key_filter(first: NDArray[np.uint64]) -> Mask:

@@ -4,7 +4,7 @@ import pytest
 from index_oracle import DIMENSION, Oracle, check_reader, open_writer, settle, shard, vector_of
 
 from vecfleet.common.errors import InvalidVector, Unavailable
-from vecfleet.worker.ann import FlatScan
+from vecfleet.worker.ann import FlatScan, nearest_codes
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.exact_scan import scan, widen
 from vecfleet.worker.index_policy import Thresholds
@@ -13,6 +13,7 @@ from vecfleet.worker.partition_state import PartitionSpec
 from vecfleet.worker.search_index import PartitionReader
 from vecfleet.worker.segment import Segment, joined, write_segment
 from vecfleet.worker.shard import Shard, build_shard
+from vecfleet.worker.signs import code_bytes, sign_codes
 
 
 @pytest.fixture
@@ -286,4 +287,111 @@ def test_a_damaged_index_is_left_aside_and_rebuilt(tmp_path, damage):
     assert reader.stats().indexed_documents > 0
     assert agreement(reader, queries) >= 0.97
     reader.close()
+    again.close()
+
+
+WAITING = Thresholds(exact_work=1000 * 384, large_work=1 << 40)
+"""Past the exact range, and no segment ever gets an index."""
+BIG = PartitionSpec("0" * 32, "space", 384, "auto", 0.98)
+
+
+def fill_signed(writer, vectors: np.ndarray, prefix: str = "d", version: int = 1) -> None:
+    """One segment, large enough to carry signs."""
+    ids = [f"{prefix}{i}" for i in range(len(vectors))]
+    data = build_shard(
+        f"{prefix}-{version}", "space", 384, ids=ids, texts=ids, vectors=vectors, versions=version
+    )
+    writer.apply([Shard.parse(data)])
+
+
+def test_signs_agree_with_counting_them(tmp_path):
+    vectors = clustered(300, 50).astype(np.float16)
+    queries = clustered(5, 50, seed=3)
+    codes = sign_codes(vectors)
+    assert codes.shape == (300, code_bytes(50))
+    liveness = Liveness.of(np.zeros(300, np.bool_))
+    liveness.kill(np.arange(0, 300, 3))
+    distances, rows = nearest_codes(codes, sign_codes(queries), 250, liveness)
+    assert (rows[:, 200:] == -1).all()
+    truth = ((vectors[None] < 0) != (queries[:, None] < 0)).sum(axis=2)
+    assert (distances[:, :200] == np.take_along_axis(truth, rows[:, :200], 1)).all()
+    assert (distances[:, :200] == np.sort(truth[:, liveness.visible], axis=1)).all()
+    assert liveness.visible[rows[:, :200]].all()
+
+
+def test_segments_without_an_index_are_found_by_their_signs(tmp_path):
+    writer = open_writer(tmp_path, spec=BIG, thresholds=WAITING)
+    vectors = clustered(9000, 384)
+    for part in range(3):
+        fill_signed(writer, vectors[part * 3000 :][:3000], f"p{part}-")
+    writer.apply([shard("small", [(f"s{i}", 1) for i in range(50)], dimension=384)])
+    reader = PartitionReader.open(tmp_path, thresholds=WAITING)
+    assert len(reader._present().by_signs) == 3
+    queries = clustered(60, 384, seed=5)
+    assert agreement(reader, queries) >= 0.98
+    assert [h.id for h in reader.search(vector_of("s7", 1, 384)[None], 1)[0]] == ["s7"]
+    # so many that the first pass would score most rows: all are scanned
+    assert agreement(reader, queries[:3], 3000) == 1.0
+    # what dies is not found any more, what takes its place is
+    fill_signed(writer, clustered(3000, 384, seed=8), "p0-", version=2)
+    writer.apply([shard("gone", [], [(f"p1-{i}", 2) for i in range(0, 3000, 2)], dimension=384)])
+    reader.refresh()
+    assert len(reader._present().by_signs) == 3  # all of p0's first segment is dead
+    hits = {h.id: h.score for row in reader.search(vectors[:6000:7], 10) for h in row}
+    assert all(int(i.split("-")[1]) % 2 for i in hits if i.startswith("p1-"))
+    for found in reader.search(vectors[:50], 10):
+        assert all(h.score < 0.999 for h in found if h.id.startswith("p0-"))
+    assert agreement(reader, queries) >= 0.98
+    reader.close()
+    writer.close()
+
+
+def test_small_collections_and_exact_policies_are_scanned(tmp_path):
+    for name, policy in (("small", "auto"), ("exact", "exact")):
+        spec = PartitionSpec("0" * 32, "space", 384, policy, 0.98)
+        writer = open_writer(tmp_path / name, spec=spec)
+        fill_signed(writer, clustered(3000, 384))
+        limits = WAITING if policy == "exact" else Thresholds()
+        reader = PartitionReader.open(tmp_path / name, thresholds=limits)
+        assert reader._present().parts[0].segment.signs is not None
+        assert not reader._present().by_signs
+        assert agreement(reader, clustered(20, 384, seed=5)) == 1.0
+        reader.close()
+        writer.close()
+
+
+def test_an_index_takes_the_place_of_the_signs_and_a_merge_writes_them_again(tmp_path):
+    limits = Thresholds(exact_work=1000 * 384, large_work=2000 * 384)
+    writer = open_writer(tmp_path, spec=BIG, thresholds=limits)
+    for part in range(8):
+        fill_signed(writer, clustered(2700, 384, seed=part), f"p{part}-")
+    reader = PartitionReader.open(tmp_path, thresholds=limits)
+    assert len(reader._present().by_signs) == 8
+    assert settle(writer) == []
+    reader.refresh()
+    (part,) = reader._present().parts
+    assert part.index is not None
+    assert not reader._present().by_signs
+    assert (part.segment.signs == sign_codes(part.segment.rows.vectors)).all()
+    reader.close()
+    writer.close()
+
+
+def test_damaged_signs_are_left_aside_and_the_segment_serves(tmp_path):
+    writer = open_writer(tmp_path, spec=BIG, thresholds=WAITING)
+    fill_signed(writer, clustered(3000, 384))
+    writer.close()
+    (path,) = tmp_path.glob("*.seg")
+    offset = Segment.open(path)._table["columns"]["signs"][0]
+    data = bytearray(path.read_bytes())
+    data[offset + 5] ^= 1
+    path.write_bytes(data)
+    reader = PartitionReader.open(tmp_path, thresholds=WAITING)
+    assert reader.stats().quarantined == ()
+    assert not reader._present().by_signs
+    assert agreement(reader, clustered(20, 384, seed=5)) == 1.0
+    reader.close()
+    again = open_writer(tmp_path, spec=BIG, thresholds=WAITING)
+    assert again.stats().quarantined == ()
+    assert again.stats().documents == 3000
     again.close()
