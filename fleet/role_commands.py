@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url
 from vecfleet.fleet.machine import claimed_gpu, count_gpus
 from vecfleet.fleet.presence import workers_here
+
+DEFAULT_NICENESS = 5
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +46,13 @@ _engine = _options(
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=_DTYPES, help="The numbers it computes with."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
+)
+_niceness = click.option(
+    "--niceness",
+    default=DEFAULT_NICENESS,
+    show_default=True,
+    type=click.IntRange(0, 19),
+    help="How far workers and the index's writer stand back, so that searches go first.",
 )
 _fleet = _options(
     click.option("--port", type=click.IntRange(0, 65535), help="The gateway's port."),
@@ -159,12 +169,14 @@ def gateway(
     type=click.Path(path_type=Path),
     help="Run on a GPU that no other worker with this folder holds.",
 )
+@_niceness
 @click.pass_obj
 def worker(
     settings: Settings,
     /,
     redis_url: str | None,
     check: bool,
+    niceness: int,
     claim_gpu: Path | None,
     name: str | None,
     served_name: str | None,
@@ -176,6 +188,7 @@ def worker(
             gpu = held.enter_context(claimed_gpu(claim_gpu, count_gpus()))
             given["device"] = f"cuda:{gpu}"
         chosen = with_given(settings, redis_url=redis_url, **given)
+        os.nice(0 if check else niceness)
         return _run_worker(chosen, check=check, name=name, served_name=served_name)
 
 
@@ -219,6 +232,7 @@ def health(settings: Settings, redis_url: str | None, processes: int) -> int:
     type=click.Choice(["writer", "search"]),
     help="Run one of the two processes; by default both.",
 )
+@_niceness
 @click.pass_obj
 def aggregator(
     settings: Settings,
@@ -227,30 +241,34 @@ def aggregator(
     data: Path | None,
     home: str,
     only: str | None,
+    niceness: int,
 ) -> int:
-    """Run the index's writer and its read-only search process."""
+    """Run the index's writer and its read-only search process, which never stands back."""
     need("aggregator", "numpy", "faiss")
     chosen = with_given(settings, redis_url=redis_url, data=data)
     url = chosen.find_redis_url()
     if only is None and not check:
-        return _run_both(chosen, url, home)
+        return _run_both(chosen, url, home, niceness)
 
     def config(cls: Any) -> Any:
         return cls(redis_url=url, data_dir=chosen.data, home=home)
 
+    if only == "writer" and not check:
+        os.nice(niceness)
     function = "run_search" if only == "search" else "run_aggregator"
     return _run(_Role("vecfleet.worker.main", "AggregatorConfig", function), config, url, check)
 
 
-def _run_both(settings: Settings, redis_url: str, home: str) -> int:
+def _run_both(settings: Settings, redis_url: str, home: str, niceness: int) -> int:
     from vecfleet.fleet.process import role_command
     from vecfleet.fleet.supervisor import ChildSpec, run_children
 
     environment = settings.environment(redis_url=redis_url, data=str(settings.data))
+    given = ("--home", home, "--niceness", str(niceness))
     children = [
         ChildSpec(
             name,
-            tuple(role_command("aggregator", "--only", name, "--home", home)),
+            tuple(role_command("aggregator", "--only", name, *given)),
             environment=environment,
         )
         for name in ("search", "writer")  # stopped in the reverse order
@@ -265,11 +283,9 @@ def _run_both(settings: Settings, redis_url: str, home: str) -> int:
 @click.option(
     "--workers", default="auto", show_default=True, help="How many, or auto: one a GPU, else one."
 )
-@click.option("--writer-niceness", default=5, show_default=True, type=click.IntRange(0, 19))
+@_niceness
 @click.pass_obj
-def up(
-    settings: Settings, /, workers: str, writer_niceness: int, host: str | None, **given: Any
-) -> int:
+def up(settings: Settings, /, workers: str, niceness: int, host: str | None, **given: Any) -> int:
     """Run Redis, workers, aggregator and gateway on this machine until Ctrl-C, which drains."""
     from vecfleet.fleet.up import FleetOptions, run_up
 
@@ -281,7 +297,7 @@ def up(
         FleetOptions(
             settings=chosen,
             workers=None if workers == "auto" else int(workers),
-            writer_niceness=writer_niceness,
+            niceness=niceness,
         )
     )
 

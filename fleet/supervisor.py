@@ -43,7 +43,6 @@ class ChildSpec:
     command: tuple[str, ...]
     drain_s: float = 90.0  # from SIGTERM to SIGKILL
     death_signal: signal.Signals = signal.SIGKILL  # what it gets when the supervisor dies
-    niceness: int = 0
     environment: Mapping[str, str] | None = field(default=None, repr=False)  # None: ours
 
 
@@ -155,7 +154,7 @@ class Supervisor:
                 stderr=writing,
                 env=child.spec.environment,
                 start_new_session=True,
-                preexec_fn=_preparation(child.spec),
+                preexec_fn=dies_with_parent(child.spec.death_signal),
             )
         except OSError:
             if reading is not None:
@@ -232,18 +231,6 @@ def describe_end(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _preparation(spec: ChildSpec) -> Callable[[], None]:
-    bind_life = dies_with_parent(spec.death_signal)
-
-    def between_fork_and_exec() -> None:
-        if bind_life is not None:
-            bind_life()
-        if spec.niceness:
-            os.nice(spec.niceness)
-
-    return between_fork_and_exec
 
 
 def _kill_group(pid: int) -> None:

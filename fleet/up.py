@@ -45,7 +45,7 @@ class FleetOptions:
 
     settings: Settings
     workers: int | None = None  # None: one for each GPU, or one on the CPU
-    writer_niceness: int = 5  # the search process and the gateway go first
+    niceness: int = 5  # of workers and the index's writer: searches and the gateway go first
 
 
 class Fleet:
@@ -126,7 +126,7 @@ class Fleet:
     def _stages(self) -> Iterator[list[ChildSpec]]:
         index = ("aggregator", "--data", str(self._data), "--only")
         yield [self._role("search", *index, "search")]
-        yield [self._role("writer", *index, "writer", niceness=self._options.writer_niceness)]
+        yield [self._role("writer", *index, "writer", *self._standing_back())]
         yield list(self._workers())
         models = ["--model", served_name(self._settings.model)]
         if self._settings.reranker:
@@ -136,7 +136,7 @@ class Fleet:
 
     def _workers(self) -> Iterator[ChildSpec]:
         settings = self._settings
-        given = ["--engine", settings.engine, "--dtype", settings.dtype]
+        given = ["--engine", settings.engine, "--dtype", settings.dtype, *self._standing_back()]
         if settings.threads:
             given += ["--threads", str(settings.threads)]
         devices = [settings.device]
@@ -154,12 +154,14 @@ class Fleet:
         named = ("--model", model, "--served-name", served_name(model))
         return self._role(name, "worker", *named, "--device", device, *given)
 
-    def _role(self, name: str, *arguments: str, niceness: int = 0) -> ChildSpec:
+    def _standing_back(self) -> tuple[str, str]:
+        return "--niceness", str(self._options.niceness)
+
+    def _role(self, name: str, *arguments: str) -> ChildSpec:
         return ChildSpec(
             name,
             # JSON lines, whatever the terminal: the console makes them readable.
             tuple(role_command("--log-format", "json", *arguments)),
-            niceness=niceness,
             environment=self._settings.environment(redis_url=self.redis_url),
         )
 

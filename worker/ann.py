@@ -172,22 +172,12 @@ class NearestLists:
         )
 
 
-def nearest_codes(
-    codes: Codes, queries: Codes, count: int, liveness: Liveness
-) -> tuple[NDArray[np.int32], RowNumbers]:
-    """The ``count`` visible rows whose ``codes`` (n, b) differ from each query's in fewest bits.
-
-    As (q, count) distances and rows, nearest first; rows are -1 where there are no more.
-    """
-    distances = np.empty((len(queries), count), np.int32)
-    rows = np.empty((len(queries), count), np.int64)
-    heap = faiss.int_maxheap_array_t()
-    heap.nh, heap.k = rows.shape
-    heap.val, heap.ids = faiss.swig_ptr(distances), faiss.swig_ptr(rows)
-    selector = None if liveness.all_visible else faiss.IDSelectorBitmap(liveness.bitmap)
-    arrays = faiss.swig_ptr(queries), faiss.swig_ptr(codes)
-    faiss.hammings_knn_hc(heap, *arrays, *codes.shape, True, faiss.EXACT_TOPK, selector)
-    return distances, rows
+def code_distances(codes: Codes, code: Codes) -> NDArray[np.int32]:
+    """In how many bits each of ``codes`` (n, b) differs from ``code`` (b,), as (n,)."""
+    distances = np.empty(len(codes), np.int32)
+    arrays = [faiss.swig_ptr(array) for array in (code, codes)]
+    faiss.hammings(*arrays, 1, *codes.shape, faiss.swig_ptr(distances))
+    return distances
 
 
 def nothing_found(queries: int, k: int) -> Found:
@@ -196,9 +186,9 @@ def nothing_found(queries: int, k: int) -> Found:
 
 
 def rescored(
-    queries: Scores, candidates: RowNumbers, vectors: NDArray[np.float16], k: int
+    queries: Scores, candidates: Iterable[RowNumbers], vectors: NDArray[np.float16], k: int
 ) -> Found:
-    """The ``k`` best of each query's ``candidates`` (q, c), -1 for none, by exact scores."""
+    """The ``k`` best of each query's ``candidates``, rows with -1 for none, by exact scores."""
     best, labels = nothing_found(len(queries), k)
     for query, found in enumerate(candidates):
         found = found[found >= 0]

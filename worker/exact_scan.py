@@ -68,7 +68,11 @@ def top(scores: Scores, rows: RowNumbers, k: int) -> tuple[Scores, RowNumbers]:
 
 def score_rows(vectors: NDArray[np.float16], query: Scores, rows: RowNumbers) -> Scores:
     """Exact scores of some rows for one query, (len(rows),)."""
-    scores: Scores = widen(vectors[rows]) @ query
+    scores = np.empty(len(rows), np.float32)
+    scaled = query * _SCALE
+    for low in range(0, len(rows), _CHUNK_ROWS):
+        chunk = _scaled(vectors[rows[low : low + _CHUNK_ROWS]]).view(np.float32)
+        np.matmul(chunk, scaled, out=scores[low : low + _CHUNK_ROWS])
     return scores
 
 

@@ -20,8 +20,9 @@ from vecfleet.worker.partition_state import IndexKind
 EXACT_WORK = 35_000_000  # rows x dimension: 90,000 rows of 384, about 3 ms a query
 LARGE_WORK = 12_000_000  # a segment below is scanned exactly, whatever the partition's size
 SIGNS_WORK = 1_000_000  # a segment below carries no signs: scanning it takes 0.1 ms
-SIGNS_FACTOR = 20  # rows that the signs prefer are scored exactly, so many for each hit wanted
-SIGNS_MAX_SHARE = 0.05  # of the rows; where more are wanted, the scan is as fast
+SIGNS_FACTOR = 20  # rows that the signs prefer are scored exactly: so many for each hit wanted,
+SIGNS_SHARE = 0.01  # and this share of all rows, for signs tell less where rows lie close
+SIGNS_MAX_SHARE = 0.05  # where more are wanted, the scan is as fast
 RESCORE_FACTOR = 4
 RETRAIN_GROWTH = 4
 SAMPLE_PER_LIST = 64
@@ -88,6 +89,12 @@ def plan_index(
 def is_large(rows: int, dimension: int, limits: Thresholds = DEFAULT_THRESHOLDS) -> bool:
     """Whether a segment of ``rows`` rows gets an index of its own."""
     return rows * dimension >= limits.large_work
+
+
+def signs_candidates(rows: int, k: int) -> int:
+    """How many of ``rows`` rows without an index are scored for ``k`` hits; 0: scan them all."""
+    wanted = SIGNS_FACTOR * k + int(SIGNS_SHARE * rows)
+    return wanted if wanted <= SIGNS_MAX_SHARE * rows else 0
 
 
 def must_retrain(trained_rows: int, rows: int) -> bool:

@@ -31,10 +31,9 @@ from vecfleet.worker.exact_scan import Scores, scan
 from vecfleet.worker.first_pass import search_by_signs
 from vecfleet.worker.index_policy import (
     DEFAULT_THRESHOLDS,
-    SIGNS_FACTOR,
-    SIGNS_MAX_SHARE,
     Thresholds,
     plan_index,
+    signs_candidates,
 )
 from vecfleet.worker.liveness import Liveness
 from vecfleet.worker.manifest import Manifest
@@ -357,7 +356,7 @@ def _search(view: _View, unit: Scores, k: int) -> list[Found]:
     ]
     rows = sum(len(signs) for signs, _, _ in waiting)
     found: dict[int, Found] = {}
-    if SIGNS_FACTOR * k <= SIGNS_MAX_SHARE * rows:
+    if signs_candidates(rows, k):
         found = dict(zip(places, search_by_signs(waiting, unit, k), strict=True))
     lists = NearestLists(view.efforts)
     return [

@@ -34,8 +34,8 @@ from vecfleet.worker.open_segment import OpenSegment
 from vecfleet.worker.partition_state import State, Template
 from vecfleet.worker.rows import RowNumbers
 
-MERGE_NICE = 5
-INDEX_NICE = 10
+MERGE_NICE = 5  # beyond the writer's own
+INDEX_NICE = 14  # until an index is there, signs serve (first_pass.py)
 RETRY_AFTER_S = 30.0
 
 
