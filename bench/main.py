@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -85,6 +86,7 @@ def main(
     if repetitions is not None:
         sizes = replace(sizes, repetitions=repetitions)
     bench = Bench(folder, sizes, model, say)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: in order
     try:
         entries = asyncio.run(_run(bench, keys, path, valid=not quick))
     except VecfleetError as error:
