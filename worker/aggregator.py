@@ -161,7 +161,8 @@ class Aggregator:
         if now >= self._watermark_at.get(uid, 0.0):
             self._watermark_at[uid] = now + _WATERMARK_S
             watermark = self._watermark_of(uid)
-        writer.maintain(watermark=watermark)
+        for failure in writer.maintain(watermark=watermark).failed:
+            log.warning("maintenance of %s failed, tried again later: %s", uid, failure)
 
     def _watermark_of(self, uid: str) -> int | None:
         """Below this version nothing can arrive any more; None where callers give the versions."""
