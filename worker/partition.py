@@ -170,8 +170,8 @@ class PartitionWriter:
                     committed.append(job.file)
                 else:
                     failed.append(f"{job.file}: {fault}")
-                if not self._upkeep.jobs:
-                    self._remove_leftovers()
+            if (committed or failed) and not self._upkeep.jobs:
+                self._remove_leftovers()  # when all that ended together is committed
             started = self._upkeep.start(
                 self._state, self._segments, self._reserve, threads=threads, queries=queries
             )
