@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,23 +36,29 @@ _MAX_IDS = 4096
 
 
 class SearchHandler:
-    """Opens readers as they are asked for; reads run in one thread beside the loop."""
+    """Opens readers as they are asked for.
+
+    Reads run in two threads beside the loop, so that no search waits for a producer's comparing.
+    """
 
     def __init__(self, root: Path) -> None:
         """``root`` is the aggregator's index directory."""
         self._root = root
         self._readers: dict[str, PartitionReader] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._opening = Lock()  # held while a reader is opened, refreshed or closed
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._others = ThreadPoolExecutor(1, thread_name_prefix="compare")
 
     def close(self) -> None:
         """Release the files."""
-        self._thread.shutdown()
+        self._searches.shutdown()
+        self._others.shutdown()
         for reader in self._readers.values():
             reader.close()
 
     async def search(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
         """``vecfleet.search``: queries of one collection share one pass over its vectors."""
-        return await self._in_thread(lambda: self._search_all(jobs))
+        return await _in_thread(self._searches, lambda: self._search_all(jobs))
 
     async def get(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.get``: documents by id."""
@@ -63,7 +70,7 @@ class SearchHandler:
             found = self._reader(job).get([str(document_id) for document_id in ids])
             return Answer({"documents": [_document(entry) for entry in found]})
 
-        return await self._in_thread(work)
+        return await _in_thread(self._searches, work)
 
     async def unchanged(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.unchanged``: which documents stand in the index already."""
@@ -77,7 +84,7 @@ class SearchHandler:
             same = self._reader(job).unchanged(keys, contents)
             return Answer({"unchanged": same.astype(np.uint8).tobytes()})
 
-        return await self._in_thread(work)
+        return await _in_thread(self._others, work)
 
     async def stats(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.stats``: the collection in numbers."""
@@ -95,10 +102,7 @@ class SearchHandler:
                 }
             )
 
-        return await self._in_thread(work)
-
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await _in_thread(self._others, work)
 
     def _reader(self, job: ClaimedJob) -> PartitionReader:
         """The collection's reader as of its last commit; raises ``UnknownCollection``."""
@@ -106,16 +110,17 @@ class SearchHandler:
         if not isinstance(uid, str) or not _UID.fullmatch(uid):
             raise InvalidInput("uid must be 32 hex digits", field="uid")
         directory = self._root / uid / "0"
-        if not directory.is_dir():
-            if gone := self._readers.pop(uid, None):
-                gone.close()
-            raise UnknownCollection("the collection was deleted", field="collection")
-        reader = self._readers.get(uid)
-        if reader is None:
-            reader = self._readers[uid] = PartitionReader.open(directory)
-        else:
-            reader.refresh()
-        return reader
+        with self._opening:
+            if not directory.is_dir():
+                if gone := self._readers.pop(uid, None):
+                    gone.close()
+                raise UnknownCollection("the collection was deleted", field="collection")
+            reader = self._readers.get(uid)
+            if reader is None:
+                reader = self._readers[uid] = PartitionReader.open(directory)
+            else:
+                reader.refresh()
+            return reader
 
     def _search_all(self, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -168,6 +173,10 @@ class SearchHandler:
                     }
                 )
         return [outcomes[job.id] for job in jobs]
+
+
+async def _in_thread(thread: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
+    return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
 def _map(job: ClaimedJob) -> dict[str, Any]:

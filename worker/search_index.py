@@ -9,6 +9,7 @@ searches may run in different threads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -85,6 +86,7 @@ class PartitionReader:
         self._thresholds = thresholds
         self._manifest = manifest
         self._lock = Lock()
+        self._releases = ThreadPoolExecutor(1, thread_name_prefix="release")
         self._seen_version = -1
         self._view: _View | None = None
 
@@ -111,6 +113,7 @@ class PartitionReader:
         """Close the manifest; the maps go with the last view."""
         with self._lock:
             self._manifest.close()
+        self._releases.shutdown()
 
     @property
     def dimension(self) -> int:
@@ -132,11 +135,13 @@ class PartitionReader:
             for attempt in range(REFRESH_ATTEMPTS):
                 try:
                     last = attempt == REFRESH_ATTEMPTS - 1
-                    self._view = self._next_view(self._view, missing_is_fault=last)
+                    old, view = self._view, self._next_view(self._view, missing_is_fault=last)
                 except FileNotFoundError as error:  # compacted since the manifest was read
                     fault = error
                 else:
+                    self._view = view
                     self._seen_version = version
+                    self._release(old, view)
                     return True
             raise Unavailable(f"{self.directory.name} changes too fast to be read") from fault
 
@@ -234,6 +239,13 @@ class PartitionReader:
         )
 
     # -- views ----------------------------------------------------------------------------------
+
+    def _release(self, old: _View | None, new: _View) -> None:
+        """Give back, in another thread, what only ``old`` had."""
+        kept = {part.entry.number for part in new.parts}
+        for part in old.parts if old else ():
+            if part.entry.number not in kept:
+                self._releases.submit(part.segment.release)
 
     def _present(self) -> _View:
         if self._view is None:

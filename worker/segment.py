@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ MAGIC = b"VFSEGM01"
 HEADER_BYTES = 4096
 ALIGN_BYTES = 64
 SCRATCH_BYTES = 128  # the header's end stays free: a reader of vectors may write there, privately
-LARGE_BYTES = 32 << 20  # what was written larger is not verified again by readers that run
+LARGE_BYTES = 1 << 20  # what was written larger is not verified again by readers that run
+RELEASED_BYTES = 4 << 20  # unmapped at once: 0.2 ms
+RELEASE_PAUSE_S = 0.001
 _HEADER = struct.Struct("<8sII")  # magic, length of the table, its checksum
 _DTYPES: dict[str, Any] = {
     "vectors": "<f2",
@@ -111,6 +114,17 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def release(self) -> None:
+        """Give the pages back, a few at a time, while other threads go on.
+
+        Unmapping a large segment whole would hold them up for many milliseconds. Whoever still
+        reads the segment has its pages mapped again.
+        """
+        for start in range(0, self.nbytes, RELEASED_BYTES):
+            length = min(RELEASED_BYTES, self.nbytes - start)
+            self.buffer.madvise(mmap.MADV_DONTNEED, start, length)
+            time.sleep(RELEASE_PAUSE_S)  # the call above holds the interpreter's lock
 
     def verify(self) -> None:
         """Check every byte, the pages too; raises ``CorruptSegment``."""

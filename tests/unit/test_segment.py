@@ -113,3 +113,14 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(Unavailable, match="No space left"):
         write_segment(tmp_path / "s", 16, columns)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_released_segment_can_still_be_read(tmp_path):
+    rows = shard("s", [(f"d{i}", 1) for i in range(100)]).rows
+    write_segment(tmp_path / "s", 16, joined([rows]))
+    segment = Segment.open(tmp_path / "s")
+    before = segment.rows.vectors.copy()
+    segment.release()
+    assert (segment.rows.vectors == before).all()
+    assert segment.read(7)[0] == text_of("d7", 1)
+    segment.verify()
