@@ -22,6 +22,7 @@ VecfleetError
 ├── QueueFull                   429  queue_full              (carries retry_after_s)
 ├── Unavailable                 503  unavailable             (carries retry_after_s)
 │   ├── NoWorker                503  no_worker
+│   ├── EngineBroken            503  engine_broken
 │   └── RedisUnavailable        503  redis_unavailable
 ├── DeadlineExceeded            504  deadline_exceeded
 ├── JobCancelled                409  job_cancelled
@@ -215,6 +216,12 @@ class NoWorker(Unavailable):
     """No worker serves this model now; start one or try again later."""
 
     code = "no_worker"
+
+
+class EngineBroken(Unavailable):
+    """The engine fails on everything; its worker ends, and others take its jobs over."""
+
+    code = "engine_broken"
 
 
 class RedisUnavailable(Unavailable):

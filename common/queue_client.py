@@ -12,7 +12,7 @@ from typing import Any
 import redis.asyncio
 
 from vecfleet.common import keys
-from vecfleet.common.errors import JobCancelled, QueueFull, VecfleetError, from_wire
+from vecfleet.common.errors import InvalidInput, JobCancelled, QueueFull, VecfleetError, from_wire
 from vecfleet.common.redis_client import read_lua, translated
 
 _FOLDER = Path(__file__).parent
@@ -204,6 +204,8 @@ class QueueClient:
             raise QueueFull(
                 f"{size} bytes of vectors wait to be merged into this collection; try again later"
             )
+        if verdict == b"invalid":
+            raise InvalidInput("block, tokens and documents of a job must be whole numbers")
         if verdict == b"cancelled":
             raise JobCancelled("the submission was cancelled")
 

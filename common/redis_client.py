@@ -54,6 +54,10 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         raise ConfigError(f"redis URL {redact_url(url)!r}: {error}") from error
 
 
+# What a Redis says that is about to be a primary again, or has lost its replicas.
+_PASSING = ("READONLY", "NOREPLICAS", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn what redis-py raises into vecfleet's errors."""
@@ -78,7 +82,11 @@ def translated() -> Iterator[None]:
         # Redis 6.2 reports a refusal inside a script as an error of that script.
         if any(word in str(error) for word in ("OOM command", "MISCONF")):
             raise QueueFull("Redis refuses writes; try again later", retry_after_s=5.0) from error
-        raise
+        if any(word in str(error) for word in _PASSING):
+            raise RedisUnavailable(f"Redis refuses for now: {error}", retry_after_s=2.0) from error
+        raise VecfleetError(f"Redis: {error}") from error
+    except redis.exceptions.RedisError as error:
+        raise VecfleetError(f"Redis: {error}") from error
 
 
 def read_lua(directory: Path, *names: str) -> str:

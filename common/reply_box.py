@@ -13,8 +13,6 @@ import redis.exceptions
 from vecfleet.common import codec, keys, names
 from vecfleet.common.errors import (
     DeadlineExceeded,
-    JobFailed,
-    RedisUnavailable,
     VecfleetError,
     from_wire,
 )
@@ -55,7 +53,8 @@ class ReplyBox:
         ]
 
     async def close(self) -> None:
-        """Stop reading; whoever still waits gets ``JobFailed``."""
+        """Stop reading; whoever still waits is cancelled."""
+        self._closing = True
         left = set(self._tasks)
         while left:
             # More than once: redis-py can lose a cancellation that comes while it connects.
@@ -64,10 +63,9 @@ class ReplyBox:
             _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
         self._tasks = []
         for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(JobFailed("the client was closed while the job ran"))
+            future.cancel()  # the jobs go on; nobody here learns what became of them
         self._waiting.clear()
-        with contextlib.suppress(RedisUnavailable), translated():
+        with contextlib.suppress(VecfleetError), translated():
             await self._redis.delete(keys.alive(self.name), keys.reply(self.name))
 
     def expect(self, job_id: str) -> asyncio.Future[Any]:

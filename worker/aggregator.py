@@ -21,9 +21,12 @@ from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.document import check_document_id
 from vecfleet.common.errors import (
+    CorruptManifest,
     CorruptPayload,
     InvalidInput,
+    JobFailed,
     QueueFull,
+    SpaceMismatch,
     StaleWriter,
     Unavailable,
     UnknownCollection,
@@ -79,13 +82,20 @@ class Aggregator:
         self._watermark = client.register_script(read_lua(Path(__file__).parent, "watermark"))
         self._watermark_at: dict[str, float] = {}  # when each is due, by uid
         self._drains: set[asyncio.Task[None]] = set()
+        self._out_of_service: set[str] = set()  # uids whose manifest cannot be read
         self._deleted: list[str] = []  # uids
         self.discarded = 0  # shards of collections that were deleted
 
     def open(self) -> None:
         """Open every collection's writer and publish the catalogue."""
         for collection in self._catalog.list():
-            self._adopt(collection)
+            try:
+                self._adopt(collection)
+            except (CorruptManifest, SpaceMismatch) as error:
+                # Its files are left as they are, its shards wait in Redis; the others go on.
+                self._collections[collection.uid] = collection
+                self._out_of_service.add(collection.uid)
+                log.error("collection %s is out of service: %s", collection.name, error)
         # What is still on its way to a deleted collection is claimed and discarded.
         self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
         try:
@@ -105,7 +115,11 @@ class Aggregator:
         tenants = {c.tenant for c in self._collections.values()} | {keys.DEFAULT_TENANT}
         return [
             *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(tenants)),
-            *(collection.merge_queue for collection in list(self._collections.values())),
+            *(
+                collection.merge_queue
+                for collection in list(self._collections.values())
+                if collection.uid not in self._out_of_service
+            ),
             *(keys.merge_queue(uid) for uid in self._deleted),
         ]
 
@@ -145,8 +159,8 @@ class Aggregator:
                 except StaleWriter:
                     self._on_stale()
                     return
-                except VecfleetError as error:
-                    log.warning("maintenance of %s: %s", writer.state.spec.uid, error)
+                except Exception:
+                    log.exception("maintenance of %s failed; it is tried again", uid)
             await asyncio.sleep(_MAINTAIN_S)
 
     async def on_disk(self, work: Callable[[], _Result]) -> _Result:
@@ -171,8 +185,8 @@ class Aggregator:
         names = [keys.outstanding(uid), keys.version(uid)]
         with translated():
             lowest = int(self._watermark(keys=names, args=[_WATERMARK_MEMBERS]))
-        # A producer that resumes gives its blocks the versions of its first try.
-        resumable = int((time.time() - keys.SUBMISSION_TTL_S) * 1_000_000)
+        # A producer that resumes, and a dead letter that is tried again, bring old versions.
+        resumable = int((time.time() - keys.DEAD_TTL_S) * 1_000_000)
         return min(lowest, resumable) or None
 
     # merge
@@ -198,7 +212,8 @@ class Aggregator:
             began = loop.time()
             outcomes = await self._applied(uid, [entry.job for entry in batch])
             for entry, outcome in zip(batch, outcomes, strict=True):
-                entry.done.set_result(outcome)
+                if not entry.done.done():
+                    entry.done.set_result(outcome)
             if len(batch) > 1:
                 await asyncio.sleep(began + COMMIT_EVERY_S - loop.time())
         del self._waiting[uid]
@@ -215,6 +230,9 @@ class Aggregator:
             except Unavailable as error:
                 log.error("cannot merge into %s, trying again: %s", uid, error)
                 await asyncio.sleep(_RETRY_S)
+            except Exception as error:
+                log.exception("cannot merge into %s", uid)
+                return [Failure(JobFailed(f"cannot be merged: {error}")) for _ in jobs]
 
     def _next_batch(self, uid: str) -> list[_Waiting]:
         waiting = self._waiting[uid]
@@ -229,6 +247,8 @@ class Aggregator:
 
     def _apply(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
         writer = self._writers.get(uid)
+        if writer is None and not self._catalog.was_deleted(uid):
+            raise Unavailable(f"collection {uid} is out of service; see the log of the start")
         if writer is None:
             self.discarded += len(jobs)
             log.warning("discarded %d shards of a deleted collection", len(jobs))
@@ -271,9 +291,9 @@ class Aggregator:
 
         def work() -> str:
             uid = self._catalog.get(name, tenant).uid
+            self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
             if writer := self._writers.pop(uid, None):
                 writer.close()
-            self._catalog.delete(name, tenant)
             self._deleted = [*self._deleted, uid]
             self._collections.pop(uid, None)
             self.publish()

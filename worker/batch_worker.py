@@ -22,9 +22,11 @@ from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
 from vecfleet.common.errors import (
+    EngineBroken,
     EngineFailed,
     InvalidInput,
     JobCancelled,
+    QueueFull,
     RedisUnavailable,
     VecfleetError,
 )
@@ -74,8 +76,12 @@ class BatchWorker:
         announce: Callable[[], Announcement],
         timing: Timing | None = None,
         on_event: OnEvent | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> None:
-        """``queues`` is asked before every claim: an aggregator's queues come and go."""
+        """``on_broken`` is called when the engine can do nothing any more: the worker must end.
+
+        ``queues`` is asked before every claim: an aggregator's queues come and go.
+        """
         self._ledger = ledger
         self._queues = queues
         self._handlers = handlers
@@ -83,6 +89,7 @@ class BatchWorker:
         self._announce = announce
         self._timing = timing or Timing()
         self._on_event = on_event or (lambda name, count: None)
+        self._on_broken = on_broken or (lambda: None)
         self._running: dict[str, _Running] = {}  # by execution; the loop's thread writes
         self._outcomes: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -129,17 +136,20 @@ class BatchWorker:
     def _claim_loop(self, lane: keys.Lane) -> None:
         window = self._windows[lane]
         retries = 0
+        needs_calm = False  # a suspect waits until nothing of this lane is in flight
         while not self._stopping.is_set():
+            if needs_calm and not window.wait_until_empty(_ROOM_WAIT_S):
+                continue
             room = window.wait_for_room(_ROOM_WAIT_S)
             if room is None or not self._no_suspect.wait(_ROOM_WAIT_S):
                 continue
             is_alone = window.in_flight[0] == 0
             mine = [name for name in self._queues() if name.lane == lane]
             try:
-                jobs = self._ledger.claim(
+                jobs, needs_calm = self._ledger.claim_or_wait(
                     [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
                 )
-                if not jobs:
+                if not jobs and not needs_calm:
                     self._wait(mine)
                 retries = 0
             except Exception as error:
@@ -196,6 +206,11 @@ class BatchWorker:
         except asyncio.CancelledError:
             self._drop(job)
             raise
+        except EngineBroken as error:
+            # Kept until the drain releases it: the job is not at fault, and is not charged.
+            log.error("%s", error)
+            self._on_broken()
+            return
         except Exception as error:
             outcome = Failure(_as_ours(error, job))
         self._finish(job, outcome)
@@ -268,7 +283,7 @@ class BatchWorker:
             try:
                 settled = self._ledger.settle(batch)
                 break
-            except RedisUnavailable as error:
+            except (RedisUnavailable, QueueFull) as error:
                 if self._over.is_set():
                     return
                 self._pause(error, retries)
@@ -303,8 +318,8 @@ class BatchWorker:
             now = time.monotonic()
             try:
                 if now >= beat_at:
+                    self._beat()  # before any rescue: our own leases may have run out
                     beat_at = now + self._timing.heartbeat_s
-                    self._beat()
                 if now >= rescue_at and not self._stopping.is_set():
                     rescue_at = now + self._timing.rescue_s
                     self._rescue()
@@ -318,6 +333,8 @@ class BatchWorker:
                     self._reconcile()
             except VecfleetError as error:
                 log.warning("no heartbeat: %s", error)
+                # Nobody could renew a lease: give the others one lease's time to do so.
+                rescue_at = time.monotonic() + keys.LEASE_TTL_S
             except Exception:
                 log.exception("the heartbeat failed; it goes on")
 
@@ -334,7 +351,7 @@ class BatchWorker:
         """Stop working on jobs that were cancelled or taken over."""
         for running in list(self._running.values()):
             single = isinstance(self._handlers.get(running.job.function), One)
-            if running.job.id in lost and single and running.task is not None:
+            if running.job.execution in lost and single and running.task is not None:
                 running.task.cancel()
         self._on_event("lost", len(lost))
 

@@ -6,7 +6,7 @@
 --       its lane in flight
 -- A job whose worker died is a suspect: it is claimed alone, by a worker that has nothing else of
 -- its lane in flight, so that if it kills again it takes no neighbours with it.
--- Returns one array a job: id, execution, number of its queue, this claim's time in us, its data,
+-- Returns {1 if a suspect waits until nothing is in flight, jobs}, one array a job: id, execution, number of its queue, this claim's time in us, its data,
 --       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
 --       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
 --       every string that a script touches, byte by byte.
@@ -45,8 +45,19 @@ local function take(id, queue, job, number)
   return execution
 end
 
-local claimed, is_quarantined = {}, false
+-- A suspect at the head of any queue goes first, once there is nothing else in flight.
+local first, last = 1, #KEYS
 for k, list in ipairs(KEYS) do
+  local id = ARGV[4 + 4 * k] == '1' and redis.call('LINDEX', list, 0)
+  if id and tonumber(redis.call('HGET', 'rq:job:' .. id, 'vf_attempts') or 0) > 0 then
+    first, last = k, k
+    break
+  end
+end
+
+local claimed, is_quarantined, waits_for_calm = {}, false, 0
+for k = first, last do
+  local list = KEYS[k]
   local at = 1 + 4 * k
   local queue, most_jobs, most_tokens = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local is_alone = ARGV[at + 3] == '1'
@@ -60,7 +71,10 @@ for k, list in ipairs(KEYS) do
     local gone = is_gone(job, size)
     local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
     if not gone and tokens > 0 and tokens + cost > most_tokens then break end
-    if not gone and is_suspect and (#claimed > 0 or not is_alone) then break end
+    if not gone and is_suspect and (#claimed > 0 or not is_alone) then
+      waits_for_calm = 1
+      break
+    end
     redis.call('LPOP', list)
     if job[COST] then
       left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + size
@@ -85,4 +99,4 @@ for k, list in ipairs(KEYS) do
   if jobs > 0 and redis.call('LLEN', list) > 0 then ring(queue) end
   if is_quarantined then break end
 end
-return claimed
+return {waits_for_calm, claimed}

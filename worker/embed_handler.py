@@ -16,6 +16,8 @@ from vecfleet.common import codec, payloads
 from vecfleet.common.document import check_document_id, check_text
 from vecfleet.common.errors import (
     CorruptPayload,
+    EngineBroken,
+    EngineFailed,
     InvalidInput,
     SpaceMismatch,
     VecfleetError,
@@ -24,6 +26,8 @@ from vecfleet.common.limits import BLOCK_DOCUMENTS, MAX_INPUTS, MAX_METADATA_BYT
 from vecfleet.worker.engine import Embeddings, Engine, Priority
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, HandOn, Outcome, Refused
 from vecfleet.worker.shard import build_shard
+
+_PROBE = "Is anybody there?"
 
 
 @dataclass(slots=True)
@@ -162,10 +166,19 @@ class EmbedHandler:
                 places = getattr(error, "indices", ())
                 if not places:
                     raise
+                if len(places) == len(left) and isinstance(error, EngineFailed):
+                    await self._probe(error)
                 bad = {left[i] for i in places}
                 refused += [Refused(i, block.ids[i], _alone(error)) for i in sorted(bad)]
                 left = [i for i in left if i not in bad]
         return None, refused
+
+    async def _probe(self, failure: EngineFailed) -> None:
+        """Raise ``EngineBroken`` when the engine fails on any text, not only on these."""
+        try:
+            await self._engine.embed([_PROBE], priority=Priority.BULK)
+        except EngineFailed:
+            raise EngineBroken(f"the engine fails on every text: {failure}") from failure
 
     def _pack(self, job_id: str, block: _Block, embeddings: Embeddings) -> bytes:
         shard = build_shard(

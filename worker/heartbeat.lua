@@ -6,7 +6,7 @@
 -- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 worker's TTL, s   5 model's TTL, s
 --       6 model's name or ''   7 its card (msgpack)   8 how many pools   9 how many fields
 --       then the fields (name, value) of vf:worker, then for each job: id, execution, queue
--- Returns the ids of the jobs that are no longer ours
+-- Returns the executions that are no longer ours
 local worker, iso, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local worker_ttl_s, model_ttl_s, model = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local pools, fields = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -41,7 +41,7 @@ for at = 10 + 2 * fields, #ARGV, 3 do
     redis.call('EXPIRE', 'rq:executions:' .. id, math.ceil(lease_ms / 1000) + 60)
     redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', iso)
   else
-    lost[#lost + 1] = id
+    lost[#lost + 1] = execution
   end
 end
 return lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vecfleet.common import codec, keys
@@ -100,7 +100,6 @@ class Settlement:
 
     job: ClaimedJob
     outcome: Outcome
-    notes: tuple[str, ...] = field(default=())
 
 
 def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
@@ -115,20 +114,20 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         queue=queue,
         function=function,
         payload=payload,
-        tokens=len(data) // BYTES_PER_TOKEN if is_stock else int(cost),
+        tokens=len(data) // BYTES_PER_TOKEN if is_stock else _whole(cost),
         claimed_us=int(claimed_us),
-        enqueued_us=int(enqueued or claimed_us),
-        attempts=int(attempts or 0) + 1,
+        enqueued_us=_whole(enqueued) or int(claimed_us),
+        attempts=_whole(attempts) + 1,
         box=_text(box),
         submission=_text(sub),
-        block=int(block or 0),
-        documents=int(docs or 0),
-        refused=int(refused or 0),
+        block=_whole(block),
+        documents=_whole(docs),
+        refused=_whole(refused),
         merge_queue=_text(merge_queue),
-        version=int(version or 0),
+        version=_whole(version),
         is_stock=is_stock,
-        timeout_s=float(timeout) if timeout and float(timeout) > 0 else None,
-        result_ttl_s=int(result_ttl) if result_ttl else keys.RESULT_TTL_S,
+        timeout_s=float(_whole(timeout)) or None,
+        result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),
         error=error,
     )
 
@@ -161,6 +160,14 @@ def _inflate(data: bytes) -> bytes:
     if inflater.unconsumed_tail:
         raise CorruptPayload(f"the job's data has more than {codec.MAX_PAYLOAD_BYTES} bytes")
     return plain
+
+
+def _whole(value: bytes | None, least: int = 0) -> int:
+    """A field as a whole number; 0 for what is none: one bad field must not lose a whole claim."""
+    try:
+        return max(least, int(value or 0))
+    except ValueError:
+        return 0
 
 
 def _text(value: bytes | None) -> str:

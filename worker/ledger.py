@@ -90,7 +90,15 @@ class Ledger:
         self._heartbeat = script("heartbeat")
 
     def claim(self, asks: Sequence[Ask]) -> list[ClaimedJob]:
-        """Take jobs from the queues of ``asks``, the first ones first."""
+        """``claim_or_wait`` for callers that have nothing in flight."""
+        return self.claim_or_wait(asks)[0]
+
+    def claim_or_wait(self, asks: Sequence[Ask]) -> tuple[list[ClaimedJob], bool]:
+        """Take jobs from the queues of ``asks``, the first ones first.
+
+        Also whether a suspect, a job whose worker died, waits to be claimed alone: then nothing
+        more should be claimed before nothing is in flight, or it would wait for ever.
+        """
         self._claims += 1
         arguments: list[Any] = [
             self.worker,
@@ -102,9 +110,10 @@ class Ledger:
             arguments += (str(ask.queue), ask.jobs, ask.tokens, int(ask.is_alone))
         names = [keys.queue_list(ask.queue) for ask in asks]
         with translated():
-            rows = self._claim(keys=names, args=arguments)
+            waits_for_calm, rows = self._claim(keys=names, args=arguments)
             self._fetch_large(rows)
-        return [decode_claim(row, asks[row[2] - 1].queue) for row in rows]
+        jobs = [decode_claim(row, asks[row[2] - 1].queue) for row in rows]
+        return jobs, waits_for_calm == 1
 
     def _fetch_large(self, rows: Sequence[list[Any]]) -> None:
         """Put in the data that the claim left out."""
@@ -165,7 +174,7 @@ class Ledger:
         return again, buried
 
     def heartbeat(self, jobs: Sequence[ClaimedJob], says: Announcement) -> set[str]:
-        """Renew the leases of ``jobs``; returns the ids of those that are no longer ours."""
+        """Renew the leases of ``jobs``; returns the executions that are no longer ours."""
         card = says.card
         names = [
             f"rq:worker:{self.worker}",
@@ -191,7 +200,7 @@ class Ledger:
         for job in jobs:
             arguments += (job.id, job.execution, str(job.queue))
         with translated():
-            return {job_id.decode() for job_id in self._heartbeat(keys=names, args=arguments)}
+            return {lost.decode() for lost in self._heartbeat(keys=names, args=arguments)}
 
     def orphans(
         self, queues: Iterable[keys.QueueName], in_flight: Iterable[ClaimedJob]
@@ -254,7 +263,9 @@ class Ledger:
             pipe.execute()
 
     def sweep(self, queues: Sequence[keys.QueueName]) -> None:
-        """Take workers that were killed out of RQ's sets, and give Redis the clients' scripts.
+        """Keep RQ's sets of workers true, and give Redis the clients' scripts.
+
+        Workers that were killed go, and this one shows the queues that came since it registered.
 
         Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
         """
@@ -269,6 +280,11 @@ class Ledger:
                     self._redis.srem(key, *dead)
             for script in client_scripts():
                 self._redis.script_load(script)
+            key = f"rq:worker:{self.worker}"
+            pipe.hset(key, "queues", ",".join(map(str, queues)))
+            for queue in queues:
+                pipe.sadd(f"rq:workers:{queue}", key)
+            pipe.execute()
 
     def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
         """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""
@@ -287,6 +303,7 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
     name, reply, target, payload = "answer", b"", "", b""
     documents, refused_data, reason = job.documents, b"", b""
     refused: Sequence[Refused] = ()
+    errors: list[dict[str, Any]] = []
     match outcome:
         case Answer(body) if job.is_stock:
             name, target = "finish", str(job.result_ttl_s)
@@ -309,6 +326,9 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
             name = "answer" if waits else "fail"
             reply = codec.dumps([job.id, "error", error.to_wire()])
             payload = _rq_reason(f"{error.code}: {error.message}")
+            if job.submission:
+                errors = [{"block": job.block, "documents": documents, **error.to_wire()}]
+    errors += [entry.to_wire() for entry in refused]
     if refused_data:
         reason = _rq_reason("; ".join(entry.error.message for entry in refused[:10]))
     return (
@@ -324,7 +344,7 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
         job.block,
         documents,
         job.refused + len(refused),
-        codec.dumps([entry.to_wire() for entry in refused]) if refused else b"",
+        codec.dumps(errors) if errors else b"",
         refused_data,
         reason,
     )

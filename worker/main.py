@@ -83,12 +83,19 @@ def run_search(config: AggregatorConfig, on_event: OnEvent | None = None) -> int
 
 async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngine) -> int:
     stop, hurry = _stop_on_signals()
+    code = 0
     client = connect(config.redis_url)
     engine = await load(config)
     try:
         card = engine.card
         queues = _engine_queues(engine)
         status = EngineStatus(engine)
+
+        def on_broken() -> None:
+            nonlocal code
+            code = 1  # whoever supervises starts a new one
+            stop.set()
+            hurry.set()
 
         def announce() -> Announcement:
             pools = tuple(dict.fromkeys(queue.pool for queue in queues))
@@ -103,6 +110,7 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
                 "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
             },
             announce=announce,
+            on_broken=on_broken,
             on_event=_saying(
                 f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
             ),
@@ -110,7 +118,7 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
         await worker.run(stop, hurry=hurry)
     finally:
         await engine.close()
-    return 0
+    return code
 
 
 def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:
@@ -235,6 +243,8 @@ async def _every(period_s: float, chore: Callable[[], None], on_stale: Callable[
             return
         except VecfleetError as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("a chore failed; it is tried again")
 
 
 def _stop_on_signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -58,6 +58,11 @@ class Window:
             self._jobs -= 1
             self._changed.notify_all()
 
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Block until nothing is in flight; False when that took longer than ``timeout_s``."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._jobs == 0, timeout_s)
+
     @property
     def in_flight(self) -> tuple[int, int]:
         """Jobs and tokens in flight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import redis
@@ -114,7 +115,7 @@ async def test_a_late_settlement_after_a_rescue_is_refused(client, queues):
     (fresh,) = other.claim([Ask(QUEUE, 1, 99)])
     assert fresh.attempts == 2
     assert slow.settle([Settlement(stale, Answer({}))]) == [False]
-    assert slow.heartbeat([stale], Announcement()) == {"j-1"}
+    assert slow.heartbeat([stale], Announcement()) == {stale.execution}
     assert other.settle([Settlement(fresh, Answer({}))]) == [True]
 
 
@@ -207,7 +208,7 @@ async def test_cancelling_a_running_job_fences_it_off(client, queues):
     mine = ledger(client)
     (claimed,) = mine.claim([Ask(QUEUE, 1, 99)])
     assert await queues.cancel(["j-1"]) == 1
-    assert mine.heartbeat([claimed], Announcement()) == {"j-1"}
+    assert mine.heartbeat([claimed], Announcement()) == {claimed.execution}
     assert mine.settle([Settlement(claimed, Answer({}))]) == [False]
     assert client.keys("*lease*") == []
 
@@ -265,6 +266,28 @@ async def test_a_suspect_is_claimed_alone(client, queues):
     assert (len(first), len(second)) == (1, 1)
     assert sorted(ids(first + second)) == ["j-0", "j-1"]
     assert ids(other.claim([Ask(QUEUE, 9, 99)])) == ["j-2", "j-3"]
+
+
+async def test_a_suspect_is_not_starved_by_another_queue(client, queues):
+    busy = keys.embed_queue("another", "bulk")
+    await queues.enqueue(QUEUE, [job(1)])
+    dying, other = ledger(client, "dying", lease_s=0.01), ledger(client, "other")
+    assert len(dying.claim([Ask(QUEUE, 2, 99)])) == 1
+    assert wait_until(lambda: other.rescue([QUEUE]) == (1, 0))
+    await queues.enqueue(busy, [job(n) for n in range(10, 20)])
+    asks = [Ask(busy, 3, 99, is_alone=False), Ask(QUEUE, 3, 99, is_alone=False)]
+    jobs, needs_calm = other.claim_or_wait(asks)
+    assert (len(jobs), needs_calm) == (3, True)
+    jobs, needs_calm = other.claim_or_wait([Ask(busy, 3, 99), Ask(QUEUE, 3, 99)])
+    assert (ids(jobs), needs_calm) == (["j-1"], False)
+
+
+@pytest.mark.parametrize("field", ["tokens", "block", "documents"])
+async def test_numbers_that_are_none_are_refused_before_anything_is_written(client, queues, field):
+    bad = replace(job(1), **{field: 12.5})
+    with pytest.raises(InvalidInput):
+        await queues.enqueue(QUEUE, [bad])
+    assert client.keys("*") == []
 
 
 async def test_rqs_requeue_brings_a_dead_job_back(client, queues):
