@@ -19,7 +19,7 @@ from vecfleet.common.collection import Collection
 
 SAMPLE_S = 0.25
 FIRST_SHARE = 0.1  # of the documents: where growth is counted from
-WINDOW_SHARE = 0.05  # samples so near to a count speak for it
+EARLY, LATE = (0.05, 0.2), (0.85, 1.0)  # what speaks for 100k and 1M: as many samples in each
 AGGREGATOR_BYTES = 64  # a document
 AGGREGATOR = "writer"
 BUILDERS = "builders"
@@ -77,8 +77,7 @@ async def _memory_of(rig: Rig) -> dict[str, int]:
 
 def _memory(samples: Sequence[_Sample], count: int, about: dict[str, Any]) -> Measured:
     """The largest growth of a process, the most that it held near each count compared."""
-    early = _most_near(samples, count * FIRST_SHARE, count)
-    late = _most_near(samples, count, count)
+    early, late = _most_within(samples, EARLY, count), _most_within(samples, LATE, count)
     growth = {
         name: late[name] / early[name] - 1
         for name in early
@@ -101,9 +100,12 @@ def _memory(samples: Sequence[_Sample], count: int, about: dict[str, Any]) -> Me
     )
 
 
-def _most_near(samples: Sequence[_Sample], documents: float, count: int) -> dict[str, int]:
-    near = [s for s in samples if abs(s.documents - documents) <= count * WINDOW_SHARE]
-    near = near or [min(samples, key=lambda s: abs(s.documents - documents))]
+def _most_within(
+    samples: Sequence[_Sample], shares: tuple[float, float], count: int
+) -> dict[str, int]:
+    low, high = (share * count for share in shares)
+    near = [s for s in samples if low <= s.documents <= high]
+    near = near or [min(samples, key=lambda s: abs(s.documents - high))]
     return {name: max(s.anon_bytes[name] for s in near) for name in near[0].anon_bytes}
 
 

@@ -22,9 +22,10 @@ def test_files_of_a_job_that_ended_with_another_are_kept(tmp_path: Path) -> None
 
     def together(child: MaintenanceChild) -> Callable[[], Result | None]:
         def poll() -> Result | None:
-            for each in children:
-                if each not in ended and (result := polls[each]()) is not None:
-                    ended[each] = result
+            if child is children[0]:  # the first to be asked; the other is told the same
+                for each in children:
+                    if each not in ended and (result := polls[each]()) is not None:
+                        ended[each] = result
             return ended[child] if len(ended) == len(children) else None
 
         return poll
