@@ -60,7 +60,7 @@ class Settings(BaseModel):
 
     model: str = Field(DEFAULT_MODEL, min_length=1)
     reranker: str | None = Field(None, min_length=1)
-    engine: Literal["auto", "torch", "vllm", "fake", "null"] = "auto"
+    engine: Literal["auto", "torch", "fake", "null"] = "auto"
     device: str = Field("auto", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Count | None = None

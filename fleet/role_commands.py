@@ -24,7 +24,7 @@ DEFAULT_NICENESS = 5
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ENGINES = click.Choice(["auto", "torch", "vllm", "fake", "null"])
+_ENGINES = click.Choice(["auto", "torch", "fake", "null"])
 _DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
 
 
@@ -42,7 +42,7 @@ _role = _options(
     click.option("--check", is_flag=True, help="Check settings and installation, and end."),
 )
 _engine = _options(
-    click.option("--engine", type=_ENGINES, help="What computes; by default vllm or torch."),
+    click.option("--engine", type=_ENGINES, help="What computes; by default torch."),
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=_DTYPES, help="The numbers it computes with."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
@@ -100,9 +100,7 @@ def need(extra: str, *modules: str) -> None:
 
 
 def _need_engine(engine: str) -> None:
-    if engine == "vllm":
-        need("vllm", "vllm")
-    elif engine in ("fake", "null"):
+    if engine in ("fake", "null"):
         need("worker", "numpy")
     else:
         need("worker", "numpy", "torch", "transformers")

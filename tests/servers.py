@@ -6,6 +6,7 @@ Tests get at these through the fixtures in conftest.py, or ``from servers import
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -35,6 +36,15 @@ def require_or_skip(present: object, what: str) -> None:
     if IN_CI:
         pytest.fail(f"{what} is missing; CI must have it")
     pytest.skip(f"{what} is missing")
+
+
+def module_or_skip(name: str) -> Any:
+    """The module; where it is missing, as ``require_or_skip``."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        require_or_skip(None, name)
+        raise
 
 
 def redis_binaries() -> list[RedisBinary]:

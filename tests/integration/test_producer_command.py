@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import Process, wait_until
+from servers import Process, module_or_skip, wait_until
 
 from vecfleet.fleet.process import role_command
 from vecfleet.producer import Producer
@@ -116,7 +116,7 @@ def test_the_commands_answer(fleet, documents, tmp_path):
     assert [c["stats"]["documents"] for c in status["collections"]] == [1]
     vectors = tmp_path / "v.npy"
     assert command(fleet, tmp_path, "embed", documents, "--output", "npy", "-o", vectors)
-    numpy = pytest.importorskip("numpy")
+    numpy = module_or_skip("numpy")
     assert numpy.load(vectors).shape == (DOCUMENTS, 32)
     ranked = command(fleet, tmp_path, "rerank", "number 7", documents, "-k", "1", "--json")
     assert json.loads(ranked.stdout)["results"][0]["text"] == "number 7"

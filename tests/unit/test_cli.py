@@ -51,7 +51,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "missing", "extra"),
     [
         (["worker"], "torch", "worker"),
-        (["worker", "--engine", "vllm"], "vllm", "vllm"),
         (["gateway"], "fastapi", "gateway"),
         (["aggregator"], "faiss", "aggregator"),
         (["up"], "faiss", "local"),

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import module_or_skip
 
 from vecfleet.common.document import parse_document
 from vecfleet.common.errors import ConfigError, InvalidInput
@@ -209,8 +210,7 @@ def test_tsv_with_versions(tmp_path):
 
 
 def test_parquet_by_row_groups(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
+    pa, pq = module_or_skip("pyarrow"), module_or_skip("pyarrow.parquet")
     table = pa.table(
         {
             "id": pa.array([1, 2, 3, None]),
@@ -239,7 +239,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("data", [b"no parquet at all", b""])
 def test_a_file_that_is_no_parquet_is_told(tmp_path, data):
-    pytest.importorskip("pyarrow")
+    module_or_skip("pyarrow")
     path = save(tmp_path / "a.parquet", data)
     after = save(tmp_path / "b.jsonl", jsonl(ROWS))
     found = read(path, after)
