@@ -2,7 +2,7 @@
 
 ``effort`` (nprobe or efSearch) is the smallest at which about 200 queries find, among the
 candidates that are rescored, ``recall_target`` of their ten nearest rows. The queries are the
-caller's, where there are enough, else stored rows moved by noise.
+caller's, where there are enough, else made up of stored rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from vecfleet.worker.rows import RowNumbers
 PIECE_ROWS = 16_384
 QUERY_COUNT = 200
 MIN_QUERIES = 50  # fewer queries of the caller say too little
-QUERY_NOISE = 0.75  # length of what is added to a stored row: a cosine of 0.8 to it
+# Questions lie between documents, not beside one: their nearest neighbours are in many lists. An
+# effort measured with rows moved by noise found 0.75 of what real questions ask for, not 0.98; with
+# these, it found 0.99.
+QUERY_ROWS = 4  # stored rows whose mean makes a question
+QUERY_NOISE = 0.75  # length of what is added to the mean, of length 1
 NEIGHBOURS = 10
 MAX_HNSW_EFFORT = 1024
 
@@ -91,15 +95,22 @@ def recall(
     return hits / truth.size
 
 
-def perturbed(vectors: NDArray[np.float16], count: int, seed: int) -> Scores:
-    """``count`` queries near stored rows, normalised."""
+def made_up(vectors: NDArray[np.float16], count: int, seed: int) -> Scores:
+    """``count`` queries among the stored rows, normalised, as questions lie among documents."""
     generator = np.random.default_rng(seed)
-    rows = generator.choice(len(vectors), min(count, len(vectors)), replace=False)
-    noise = generator.standard_normal((len(rows), vectors.shape[1])).astype(np.float32)
-    noise *= QUERY_NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
-    queries = widen(vectors[np.sort(rows)]) + noise
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    return queries
+    chosen = generator.integers(len(vectors), size=(min(count, len(vectors)), QUERY_ROWS))
+    order = np.unique(chosen)  # read in the order of the file
+    rows = widen(vectors[order])[np.searchsorted(order, chosen)]
+    noise = generator.standard_normal((len(chosen), vectors.shape[1])).astype(np.float32)
+    queries = _unit(rows.mean(axis=1)) + QUERY_NOISE * _unit(noise)
+    return _unit(queries)
+
+
+def _unit(rows: Scores) -> Scores:
+    """Rows of length 1; what is zero stays so."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Scores = rows / np.maximum(lengths, np.float32(1e-12))
+    return unit
 
 
 def _train(
@@ -136,7 +147,7 @@ def _calibrate(path: Path, part: OpenSegment, request: IndexRequest, queries: Sc
         documents = vectors
         if part.segment.rows.tombstones.any():
             documents = vectors[~part.segment.rows.tombstones]
-        queries = perturbed(documents, QUERY_COUNT, seed=part.entry.number)
+        queries = made_up(documents, QUERY_COUNT, seed=part.entry.number)
     queries = queries[:QUERY_COUNT]
     truth = scan(vectors, queries, min(NEIGHBOURS, len(vectors)), ~part.segment.rows.tombstones)[1]
     low, high = 1, request.nlist if request.kind == "ivf" else MAX_HNSW_EFFORT
