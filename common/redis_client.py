@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from vecfleet.common.errors import ConfigError, QueueFull, RedisUnavailable, VecfleetError
+from vecfleet.common.redis_connection import make_cancellable
 from vecfleet.common.settings import redact_url
 
 CONNECT_TIMEOUT_S = 3.0
@@ -49,6 +50,7 @@ def connect_async(url: str) -> redis.asyncio.Redis:
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
             **_options(),
         )
+        make_cancellable(pool)
         return redis.asyncio.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"redis URL {redact_url(url)!r}: {error}") from error

@@ -24,7 +24,6 @@ _WAIT_S = 5
 _RETRY_S = 0.5
 _MOST_AT_ONCE = 256
 _GRACE_S = 1.0
-_CANCEL_AGAIN_S = 0.1
 
 
 class ReplyBox:
@@ -39,13 +38,9 @@ class ReplyBox:
         self._redis = client
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        # Cancelling alone does not end the loops: Python 3.11's wait_for, through which redis-py
-        # sends, can swallow a cancellation that comes while it finishes.
-        self._closing = False
 
     async def open(self) -> None:
         """Show that this box is alive and begin to read."""
-        self._closing = False
         await self._say_alive()
         self._tasks = [
             asyncio.create_task(self._keep_alive(), name="reply-box-alive"),
@@ -54,13 +49,9 @@ class ReplyBox:
 
     async def close(self) -> None:
         """Stop reading; whoever still waits is cancelled."""
-        self._closing = True
-        left = set(self._tasks)
-        while left:
-            # More than once: redis-py can lose a cancellation that comes while it connects.
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         for future in self._waiting.values():
             future.cancel()  # the jobs go on; nobody here learns what became of them
@@ -81,7 +72,8 @@ class ReplyBox:
     async def wait(self, job_id: str, future: asyncio.Future[Any], timeout_s: float) -> Any:
         """The reply's body; raises the error it carries, or ``DeadlineExceeded``."""
         try:
-            return await asyncio.wait_for(future, timeout_s + _GRACE_S)
+            async with asyncio.timeout(timeout_s + _GRACE_S):
+                return await future
         except TimeoutError:
             raise DeadlineExceeded(
                 f"no answer within {timeout_s:g} s; the queue is long or no worker runs"
@@ -94,7 +86,7 @@ class ReplyBox:
             await self._redis.set(keys.alive(self.name), "1", ex=keys.ALIVE_TTL_S)
 
     async def _keep_alive(self) -> None:
-        while not self._closing:
+        while True:
             await asyncio.sleep(keys.ALIVE_TTL_S / 3)
             try:
                 await self._say_alive()
@@ -102,7 +94,7 @@ class ReplyBox:
                 log.warning("cannot renew the reply box: %s", error)
 
     async def _read_forever(self) -> None:
-        while not self._closing:
+        while True:
             try:
                 await self._read_once()
             except VecfleetError as error:

@@ -139,7 +139,8 @@ class Supervisor:
             delay = restart_delay_s(child.failures)
             self._tell(child, f"ended ({describe_end(code)}); starts again in {delay:g} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.stopping.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await child.stopping.wait()
         self._on_event("stopped", child.spec.name)
 
     async def _run_once(self, child: _Child) -> int:

@@ -202,7 +202,8 @@ class BatchWorker:
 
     async def _run_one(self, handler: One, job: ClaimedJob) -> None:
         try:
-            outcome: Outcome = await asyncio.wait_for(handler.run(job), job.timeout_s)
+            async with asyncio.timeout(job.timeout_s):
+                outcome: Outcome = await handler.run(job)
         except asyncio.CancelledError:
             self._drop(job)
             raise

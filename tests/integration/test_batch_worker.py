@@ -228,7 +228,8 @@ async def test_a_cancelled_job_is_stopped_in_flight(fleet):
     fleet.start({"endless": One(endless), "echo": One(echo)})
     await eventually(lambda: fleet.events["claimed"] == 1)
     assert await fleet.queues.cancel(["j-1"]) == 1
-    await asyncio.wait_for(stopped.wait(), 10)
+    async with asyncio.timeout(10):
+        await stopped.wait()
     assert (await fleet.ask(2, {}))["got"] == {}
 
 

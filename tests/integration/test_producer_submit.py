@@ -278,7 +278,8 @@ async def test_blocks_of_a_dead_run_are_waited_for_not_sent_twice(redis_url, pro
         await eventually(lambda: other_is_waiting(other))
         assert await fleet.redis.llen(queue) == 3
         backend.go.set()
-        assert (await asyncio.wait_for(second, 20)).committed == 600
+        async with asyncio.timeout(20):
+            assert (await second).committed == 600
     assert len(backend.jobs) == 3
 
 
@@ -298,7 +299,8 @@ async def test_a_cancelled_submission_ends(producer, backend, quick_looks):
     await eventually(all_queued)
     await fleet.submissions.cancel("0" * 32)
     with pytest.raises(JobCancelled):
-        await asyncio.wait_for(running, 20)
+        async with asyncio.timeout(20):
+            await running
     with pytest.raises(JobCancelled):
         await producer.submit(rows(600), collection="c", submission="0" * 32)
 
@@ -314,7 +316,8 @@ async def test_a_collection_deleted_on_the_way_is_told(producer, backend):
     await fleet.redis.hdel(keys.collections(), "c")
     backend.go.set()
     with pytest.raises(UnknownCollection, match="deleted"):
-        await asyncio.wait_for(running, 20)
+        async with asyncio.timeout(20):
+            await running
 
 
 async def other_is_sending(fleet, backend) -> bool:
@@ -337,7 +340,8 @@ async def test_redis_restarting_loses_nothing(redis_server_factory, quick_looks,
         await asyncio.to_thread(server.start)
         await backend.announce()
         backend.most_blocks = None
-        result = await asyncio.wait_for(running, 20)
+        async with asyncio.timeout(20):
+            result = await running
         assert result.committed == 6000
         assert texts(backend) == expected(rows(6000))
 
@@ -360,7 +364,8 @@ async def test_redis_away_for_too_long_is_told(redis_server_factory, quick_looks
         await eventually(is_sent)
         await asyncio.to_thread(server.stop)
         with pytest.raises(RedisUnavailable, match="gave up"):
-            await asyncio.wait_for(running, 20)
+            async with asyncio.timeout(20):
+                await running
 
 
 async def test_deletions_and_reads(producer, backend):

@@ -108,7 +108,8 @@ async def test_a_hard_end_does_not_wait_for_the_drain() -> None:
     watched.supervisor.start(spec("deaf", STUBBORN))
     await watched.said("deaf", "up")
     watched.supervisor.kill()
-    await asyncio.wait_for(watched.supervisor.stop(), 30)
+    async with asyncio.timeout(30):
+        await watched.supervisor.stop()
 
 
 async def test_what_a_dead_child_started_is_ended_too() -> None:
@@ -125,7 +126,8 @@ async def test_what_a_dead_child_started_is_ended_too() -> None:
 async def test_a_wrong_setting_is_not_tried_again() -> None:
     watched = Watched()
     watched.supervisor.start(spec("bad", "import sys; sys.exit(2)"))
-    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    async with asyncio.timeout(30):
+        error = await watched.supervisor.failure()
     assert isinstance(error, ConfigError)
     assert watched.events.count(("started", "bad")) == 1
     await watched.supervisor.stop()
@@ -134,7 +136,8 @@ async def test_a_wrong_setting_is_not_tried_again() -> None:
 async def test_a_program_that_is_not_there_is_named() -> None:
     watched = Watched()
     watched.supervisor.start(ChildSpec("gone", ("/no/such/program",)))
-    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    async with asyncio.timeout(30):
+        error = await watched.supervisor.failure()
     assert "/no/such/program" in str(error)
     await watched.supervisor.stop()
 
@@ -143,7 +146,8 @@ async def test_a_child_that_never_comes_up_ends_the_start(monkeypatch: pytest.Mo
     monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.01)
     watched = Watched()
     watched.supervisor.start(spec("broken", "raise SystemExit('boom')"))
-    error = await asyncio.wait_for(watched.supervisor.failure(), 30)
+    async with asyncio.timeout(30):
+        error = await watched.supervisor.failure()
     assert "broken failed 3 times" in str(error)
     assert isinstance(error, VecfleetError)
     assert watched.lines.count(("broken", "boom")) == 3

@@ -70,14 +70,16 @@ async def test_the_window_holds_blocks_and_bytes_back():
     assert not waiting.done()
     assert window.pop(0) is not None
     assert window.pop(0) is None
-    await asyncio.wait_for(waiting, 5)
+    async with asyncio.timeout(5):
+        await waiting
     for place in (1, 2, 3):
         assert window.has_room()
         window.add(block(place, 10))
     assert not window.has_room() and window.documents == 3
     for place in (1, 2, 3):
         window.pop(place)
-    await asyncio.wait_for(window.wait_until_empty(), 5)
+    async with asyncio.timeout(5):
+        await window.wait_until_empty()
 
 
 @given(st.sets(st.integers(0, 200)), st.sets(st.integers(0, 200)))
