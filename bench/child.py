@@ -42,7 +42,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LINE_BYTES,
-                start_new_session=True,
+                process_group=0,
                 preexec_fn=dies_with_parent(signal.SIGKILL),
             )
         return self

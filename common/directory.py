@@ -15,6 +15,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import (
     InvalidInput,
+    SpaceMismatch,
     UnknownCollection,
     UnknownModel,
     VecfleetError,
@@ -76,6 +77,24 @@ class Directory:
             if name is not None
             else f"no model that can {task}{hint}",
             field="model",
+        )
+
+    async def embedder(self, collection: Collection) -> ModelCard:
+        """A model whose vectors can be compared with the collection's, one that is served if any.
+
+        Raises ``SpaceMismatch`` where the collection's model has other weights now.
+        """
+        spec = collection.spec
+        able = [m for m in await self.models() if "embed" in m.card.tasks]
+        same = [m for m in able if m.card.space == spec.space]
+        for served in sorted(same, key=lambda m: (not m.workers, m.card.name != spec.model)):
+            return served.card
+        found = await self.find(spec.model, "embed")
+        if found.card.space == spec.space:
+            return found.card
+        raise SpaceMismatch(
+            f"{spec.model} is now served with other weights than collection {collection.name} "
+            "was made with"
         )
 
     def _pick(self, name: str | None, task: Task) -> ServedModel | None:

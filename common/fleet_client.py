@@ -75,6 +75,10 @@ class FleetClient:
         """The models announced in the last day, those with live workers told apart."""
         return await self.directory.models()
 
+    async def embedder(self, collection: Collection) -> ModelCard:
+        """A model for queries to ``collection``; raises ``SpaceMismatch``, ``UnknownModel``."""
+        return await self.directory.embedder(collection)
+
     async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
         """The card of a model that does ``task``; the only one that does when ``name`` is None.
 

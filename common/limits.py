@@ -12,7 +12,6 @@ MAX_REQUEST_TOKENS = 300_000  # estimated tokens of one synchronous request
 MAX_RERANK_DOCUMENTS = 1000
 MAX_TOP_K = 1000
 MAX_BODY_BYTES = 32 << 20
-MAX_NAME_LENGTH = 64
 
 BYTES_PER_TOKEN = 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,10 +10,17 @@ from typing import Any, Literal, cast
 import redis.asyncio
 
 from vecfleet.common import codec, keys
+from vecfleet.common.collection import Collection
 from vecfleet.common.errors import UnknownSubmission
 from vecfleet.common.redis_client import read_lua, translated
 
 SubmissionState = Literal["open", "closed", "done", "cancelled"]
+
+
+def id_of_name(collection: Collection, name: str) -> str:
+    """The submission's id that a caller's name stands for: the same over HTTP and from Python."""
+    content = f"{collection.tenant}\0{collection.uid}\0{name}".encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

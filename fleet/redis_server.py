@@ -247,7 +247,7 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=0,
                 preexec_fn=dies_with_parent(signal.SIGTERM),
             )
         deadline = time.monotonic() + READY_TIMEOUT_S

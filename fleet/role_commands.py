@@ -16,7 +16,7 @@ import click
 
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
-from vecfleet.common.settings import Settings, redact_url
+from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.machine import claimed_gpu, count_gpus
 from vecfleet.fleet.presence import workers_here
 
@@ -24,6 +24,7 @@ DEFAULT_NICENESS = 5
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ENGINES = click.Choice(["auto", "torch", "fake", "null"])
 _DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
 
@@ -253,6 +254,11 @@ def aggregator(
 
     if only == "writer" and not check:
         os.nice(niceness)
+    if only == "search":
+        # Searches run one after the other. A second thread of theirs would gain little, and where
+        # its core is busy the first one spins until it has come round: a hundred milliseconds.
+        for name in _THREADS:
+            set_process_env(name, "1")
     function = "run_search" if only == "search" else "run_aggregator"
     return _run(_Role("vecfleet.worker.main", "AggregatorConfig", function), config, url, check)
 

@@ -154,7 +154,7 @@ class Supervisor:
                 stdout=writing,
                 stderr=writing,
                 env=child.spec.environment,
-                start_new_session=True,
+                process_group=0,
                 preexec_fn=dies_with_parent(child.spec.death_signal),
             )
         except OSError:

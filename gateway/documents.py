@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vecfleet.common.document import check_document_id
-from vecfleet.common.errors import InvalidInput, UnknownDocument
+from vecfleet.common.errors import InvalidInput, QueueFull, UnknownDocument
 from vecfleet.common.names import new_id
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.query import query_only, query_whole
@@ -67,9 +67,13 @@ class Documents:
         await book.open(
             submission, tenant=collection.tenant, collection=collection.name, uid=collection.uid
         )
-        await self._fleet.enqueue_delete(
-            collection, [document_id], submission=submission, version=version
-        )
+        try:
+            await self._fleet.enqueue_delete(
+                collection, [document_id], submission=submission, version=version
+            )
+        except QueueFull:
+            await book.discard(submission)
+            raise
         state = await book.close(submission, blocks=1, documents=1)
         return json_response(
             {"submission_id": submission, "collection": collection.name, "state": state}, 202

@@ -55,6 +55,10 @@ class Fleet(Protocol):
         """The announced models."""
         ...
 
+    async def embedder(self, collection: Collection) -> ModelCard:
+        """A model whose vectors can be compared with the collection's."""
+        ...
+
     async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
         """The card of a model that does ``task``."""
         ...

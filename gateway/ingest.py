@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from typing import Any
 
@@ -21,6 +20,7 @@ from vecfleet.common.errors import (
 )
 from vecfleet.common.logs import fields as log_fields
 from vecfleet.common.names import new_id
+from vecfleet.common.submission import id_of_name
 from vecfleet.gateway import schemas
 from vecfleet.gateway.body import Bodies, ClientGone, parse_json
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
@@ -163,8 +163,7 @@ def submission_id(collection: Collection, key: str) -> str:
             f"Idempotency-Key must be 1 to {_MAX_KEY_LENGTH} printable ASCII characters",
             field="Idempotency-Key",
         )
-    content = f"{collection.tenant}\0{collection.uid}\0{key}".encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return id_of_name(collection, key)
 
 
 def _rows(body: Any, max_documents: int) -> list[Any]:

@@ -150,7 +150,7 @@ class Search:
                 raise InvalidInput("send query or vector, not both", field="vector")
             return parse_vector(vector, collection.spec.dimension)
         check_text(query, "query")
-        card = await self._embedder(collection)
+        card = await self._fleet.embedder(collection)
         reply = await self._fleet.embed(
             [str(query)], model=card, prompt=query_prompt(card, task or "")
         )
@@ -158,20 +158,6 @@ class Search:
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)
         )
         return reply.vectors
-
-    async def _embedder(self, collection: Collection) -> ModelCard:
-        """A model whose vectors can be compared with the collection's."""
-        spec = collection.spec
-        card = await self._fleet.find_model(spec.model, "embed")
-        if card.space == spec.space:
-            return card
-        for served in await self._fleet.models():
-            if served.card.space == spec.space and "embed" in served.card.tasks and served.workers:
-                return served.card
-        raise SpaceMismatch(
-            f"{spec.model} is now served with other weights than collection {collection.name} "
-            "was made with"
-        )
 
     def _reranking(self, body: dict[str, Any]) -> Reranking | None:
         asked = body.get("rerank")

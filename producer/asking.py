@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from vecfleet.common.collection import Collection
-from vecfleet.common.errors import SpaceMismatch, VecfleetError
+from vecfleet.common.errors import VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.model import ModelCard
 from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
@@ -27,7 +27,7 @@ async def find(
     exact: bool,
 ) -> list[Found]:
     """The documents nearest to ``query``, best first."""
-    card = await _embedder(fleet, collection)
+    card = await fleet.embedder(collection)
     prompt = card.prompts.get(_QUERY_PROMPT, "")
     vector = (await fleet.embed([query], model=card, prompt=prompt)).vectors
     reply = await fleet.search(collection, vector, top_k=top_k, threshold=threshold, exact=exact)
@@ -53,21 +53,6 @@ async def fleet_status(fleet: FleetClient, tenant: str) -> FleetStatus:
         collections=tuple(map(CollectionStatus, collections, stats)),
         submissions=tuple(await fleet.submissions.unfinished()),
     )
-
-
-async def _embedder(fleet: FleetClient, collection: Collection) -> ModelCard:
-    """A live model whose vectors can be compared with the collection's."""
-    spec = collection.spec
-    for served in await fleet.models():
-        if served.card.space == spec.space and "embed" in served.card.tasks and served.workers:
-            return served.card
-    card = await fleet.find_model(spec.model, "embed")
-    if card.space != spec.space:
-        raise SpaceMismatch(
-            f"{spec.model} is now served with other weights than collection {collection.name} "
-            "was made with"
-        )
-    return card
 
 
 async def _stats(fleet: FleetClient, collection: Collection) -> dict[str, Any] | None:

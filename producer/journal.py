@@ -77,11 +77,6 @@ class Journal:
             raise
         return journal
 
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing was sent before."""
-        return not self.blocks
-
     def last_version(self) -> tuple[int, int] | None:
         """Place and version of the last block whose version is known."""
         known = [(place, block.version) for place, block in self.blocks.items() if block.version]

@@ -21,11 +21,6 @@ class Patience:
         self._pause_s = _FIRST_PAUSE_S
         self.trouble = ""
 
-    @property
-    def is_tried(self) -> bool:
-        """Whether there is trouble now."""
-        return self._since is not None
-
     def ok(self) -> None:
         """It works again."""
         self._since = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,6 +20,7 @@ from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
+from vecfleet.common.submission import id_of_name
 from vecfleet.producer.asking import find, fleet_status, reranked
 from vecfleet.producer.cutting import Cutter, Item
 from vecfleet.producer.found import FleetStatus, Found
@@ -203,6 +204,8 @@ class AsyncProducer:
                 )
             except VecfleetError:
                 fleet.box.forget(job_id)
+                with suppress(VecfleetError):
+                    await fleet.submissions.close(name, blocks=place, documents=place * size)
                 raise
             await fleet.box.wait(job_id, reply, DEFAULT_TIMEOUT_S)
         await fleet.submissions.close(name, blocks=len(parts), documents=len(ids))
@@ -312,8 +315,7 @@ def submission_id(collection: Collection, name: str) -> str:
         raise InvalidInput(
             f"submission must be 1 to {_MAX_KEY_BYTES} printable bytes", field="submission"
         )
-    content = f"{collection.tenant}\0{collection.uid}\0{name}".encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return id_of_name(collection, name)
 
 
 def harmless(callback: Callable[[_A], None] | None) -> Callable[[_A], None]:

@@ -19,6 +19,7 @@ from vecfleet.common.document import Block
 from vecfleet.common.errors import (
     CollectionConflict,
     NoWorker,
+    SpaceMismatch,
     UnknownCollection,
     UnknownModel,
     UnknownSubmission,
@@ -98,6 +99,12 @@ class FakeFleet:
                     raise NoWorker(field="model", retry_after_s=5.0)
                 return card
         raise UnknownModel(field="model")
+
+    async def embedder(self, collection: Collection) -> ModelCard:
+        for card in self.cards:
+            if card.space == collection.spec.space:
+                return card
+        raise SpaceMismatch
 
     async def embed(
         self,

@@ -60,6 +60,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """Where the model is: "cpu", "cuda:0"."""
+        ...
+
+    @property
     def stats(self) -> EngineStats:
         """Counters; cheap, and safe to read from any thread."""
         ...

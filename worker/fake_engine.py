@@ -92,6 +92,7 @@ class FakeEngine:
     """
 
     def __init__(self, settings: FakeSettings) -> None:
+        self.device = "cpu"
         self._settings = settings
         self._embedder = StepLoop[tuple[str, ...]]("fake", on_step=settings.on_step)
         self._scorer = StepLoop[tuple[str, ...]]("fake-scores", on_step=settings.on_step)
@@ -204,6 +205,7 @@ class NullEngine:
             dtype="float32",
             engine="null",
         )
+        self.device = "cpu"
         self._closed = False
         self._tokens = self._texts = self._steps = 0
 

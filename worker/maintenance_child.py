@@ -91,7 +91,7 @@ class MaintenanceChild:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is for the parent, which then closes stdin
+            process_group=0,  # Ctrl-C is for the parent, which then closes stdin
         )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

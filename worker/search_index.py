@@ -24,7 +24,6 @@ from vecfleet.worker.ann import (
     Found,
     NearestLists,
     nothing_found,
-    set_threads,
 )
 from vecfleet.worker.digest import id_keys
 from vecfleet.worker.durable import file_crc
@@ -92,13 +91,12 @@ class PartitionReader:
 
     @classmethod
     def open(
-        cls, directory: Path, *, threads: int = 1, thresholds: Thresholds = DEFAULT_THRESHOLDS
+        cls, directory: Path, *, thresholds: Thresholds = DEFAULT_THRESHOLDS
     ) -> PartitionReader:
-        """Open the partition in ``directory``; ``threads`` is what faiss may use in this process.
+        """Open the partition in ``directory``.
 
         Raises ``Unavailable`` before a writer has made it, ``CorruptManifest`` naming the file.
         """
-        set_threads(threads)
         manifest = Manifest.open_to_read(directory)
         try:
             manifest.check()

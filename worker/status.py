@@ -31,6 +31,7 @@ class EngineStatus:
         self._before, self._at = stats, now
         return {
             "role": "worker",
+            "device": self._engine.device,
             "model": self._engine.card.name,
             "tokens_per_s": round(self._tokens_per_s, 1),
             "tokens": stats.tokens,

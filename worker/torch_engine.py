@@ -35,6 +35,7 @@ class TorchEngine:
         self.card = files.card(
             dtype=str(model.dtype).removeprefix("torch."), engine="torch", served_name=served_name
         )
+        self.device = str(model.device)
         self.step_tokens = model.step_tokens  # tokens of a forward pass
         self.model_is_packed = model.packed  # whether passes run without padding
 

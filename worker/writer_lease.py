@@ -40,7 +40,7 @@ return redis.call('DEL', KEYS[1])
 
 
 class WriterLease:
-    """Held from ``acquire`` to ``release``; ``lost`` is set when somebody else has it."""
+    """Held from ``acquire`` to ``release``."""
 
     def __init__(self, client: redis.Redis, home: str, *, ttl_s: float = keys.LEASE_TTL_S) -> None:
         self._redis = client
@@ -50,7 +50,6 @@ class WriterLease:
         self._acquire = client.register_script(_ACQUIRE)
         self._renew = client.register_script(_RENEW)
         self._remove = client.register_script(_REMOVE)
-        self.lost = threading.Event()
         self.token = 0
 
     def acquire(self, stop: threading.Event) -> bool:
@@ -85,7 +84,6 @@ class WriterLease:
             # Redis may have come back without its data; then the lease is free to take again.
             if self._take():
                 return
-        self.lost.set()
         raise StaleWriter()
 
     def release(self) -> None:

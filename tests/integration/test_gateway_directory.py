@@ -1,13 +1,16 @@
 """Many requests that ask for a model read the directory once; stale answers are refreshed."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from gateway_responder import CARD, Responder
 from servers import eventually
 
+from vecfleet.common import keys
+from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory
-from vecfleet.common.errors import RedisUnavailable, UnknownModel
+from vecfleet.common.errors import RedisUnavailable, SpaceMismatch, UnknownModel
 from vecfleet.common.redis_client import connect_async
 
 
@@ -46,6 +49,25 @@ async def test_a_model_that_has_just_come_up_is_found(redis_async):
         await directory.find(CARD.name, "embed")
     await Responder(redis_async).announce()
     assert (await directory.find(CARD.name, "embed")).workers == ("responder",)
+
+
+async def test_queries_go_to_a_served_model_of_the_collections_space(redis_async):
+    spec = CollectionSpec(CARD.name, CARD.space, CARD.dimension)
+    collection = Collection("books", "c0ffee" * 5 + "00", spec)
+    clock = Clock()
+    directory = Directory(redis_async, clock)
+    renamed = replace(CARD, name="test/renamed")
+    await Responder(redis_async, renamed).announce()
+    assert (await directory.embedder(collection)).name == "test/renamed"
+    await Responder(redis_async).announce()
+    clock.now += 60
+    assert (await directory.embedder(collection)).name == CARD.name
+    for name in (CARD.name, "test/renamed"):
+        await redis_async.delete(keys.model(name))
+    await Responder(redis_async, replace(CARD, space="f" * 16)).announce()
+    clock.now += 60
+    with pytest.raises(SpaceMismatch):
+        await directory.embedder(collection)
 
 
 async def test_a_caller_that_gives_up_leaves_the_reading_to_the_others(redis_async):

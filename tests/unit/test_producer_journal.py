@@ -21,7 +21,7 @@ def begin(path, submission="s1"):
 def test_what_was_noted_is_there_again(tmp_path):
     path = tmp_path / "deep" / "j.jsonl"
     journal = begin(path)
-    assert journal.is_new and journal.last_version() is None
+    assert not journal.blocks and journal.last_version() is None
     journal.sent(0, BlockRecord("d0", 256, 0, 100))
     journal.sent(1, BlockRecord("d1", 250, 6, 101))
     journal.done(1, 249, 1)
