@@ -20,7 +20,7 @@ from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.machine import claimed_gpu, count_gpus
 from vecfleet.fleet.presence import workers_here
 
-DEFAULT_NICENESS = 5
+DEFAULT_NICENESS = 10
 
 F = TypeVar("F", bound=Callable[..., Any])
 

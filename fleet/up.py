@@ -45,7 +45,7 @@ class FleetOptions:
 
     settings: Settings
     workers: int | None = None  # None: one for each GPU, or one on the CPU
-    niceness: int = 5  # of workers and the index's writer: searches and the gateway go first
+    niceness: int = 10  # of workers and the index's writer: searches and the gateway go first
 
 
 class Fleet:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from vecfleet.common.collection import Collection
 from vecfleet.common.document import check_text
-from vecfleet.common.errors import InvalidInput, SpaceMismatch, UnknownCollection
+from vecfleet.common.errors import InvalidInput, UnknownCollection
 from vecfleet.common.model import ModelCard
 from vecfleet.common.payloads import Hit, RerankReply
 from vecfleet.gateway import fields, schemas

@@ -10,7 +10,6 @@ from typing import Any
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.fleet_client import FleetClient
-from vecfleet.common.model import ModelCard
 from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
 
 _STATS_TIMEOUT_S = 2.0

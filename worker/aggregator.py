@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 64 << 20  # of one segment's shards; bounds the memory of one commit
 # While shards keep coming, they are gathered: a commit costs about the same for one as for twenty.
-COMMIT_EVERY_S = 0.05
+COMMIT_EVERY_S = 0.1
 _RETRY_S = 1.0
 _MAINTAIN_S = 0.5
 _WATERMARK_S = 10.0

@@ -30,7 +30,7 @@ from vecfleet.common.errors import (
     RedisUnavailable,
     VecfleetError,
 )
-from vecfleet.worker.handlers import Handlers, Many, One
+from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 from vecfleet.worker.window import Window
@@ -164,7 +164,7 @@ class BatchWorker:
                     window.take(job.tokens)
                 if any(job.attempts > 1 for job in jobs):
                     self._no_suspect.clear()
-                self._loop.call_soon_threadsafe(self._start, jobs)
+                self._begin(jobs)
 
     def _wait(self, mine: Sequence[keys.QueueName]) -> None:
         if mine:
@@ -174,15 +174,50 @@ class BatchWorker:
 
     # Executing
 
-    def _start(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Begin claimed jobs, on the loop's thread."""
+    def _begin(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Start claimed jobs on the loop's thread, but run direct ones here."""
+        direct: dict[str, list[ClaimedJob]] = {}
+        others: list[ClaimedJob] = []
+        for job in jobs:
+            if isinstance(self._handlers.get(job.function), Direct):
+                direct.setdefault(job.function, []).append(job)
+            else:
+                others.append(job)
+        if others:
+            self._loop.call_soon_threadsafe(self._start, others)
+        for function, group in direct.items():
+            handler = self._handlers[function]
+            assert isinstance(handler, Direct)
+            self._run_directly(handler, group)
+
+    def _run_directly(self, handler: Direct, jobs: Sequence[ClaimedJob]) -> None:
+        self._loop.call_soon_threadsafe(self._note_started, jobs)
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = handler.run(jobs)
+        except Exception as error:
+            outcomes = [Failure(_as_ours(error, job)) for job in jobs]
+        batch = [Settlement(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+        try:
+            self._tell_settled(batch, self._ledger.settle(batch))
+        except Exception:
+            for settlement in batch:  # again, by the thread that has the patience
+                self._outcomes.put(settlement)
+
+    def _note_started(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Count jobs as running, on the loop's thread."""
         self._on_event("claimed", len(jobs))
         if self._busy_since is None:
             self._busy_since = time.monotonic()
         self._idle.clear()
-        together: dict[str, list[ClaimedJob]] = {}
         for job in jobs:
             self._running[job.execution] = _Running(job)
+
+    def _start(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Begin claimed jobs, on the loop's thread."""
+        self._note_started(jobs)
+        together: dict[str, list[ClaimedJob]] = {}
+        for job in jobs:
             handler = self._handlers.get(job.function)
             if isinstance(handler, Many):
                 together.setdefault(job.function, []).append(job)
@@ -293,6 +328,9 @@ class BatchWorker:
                 log.exception("cannot settle; the leases run out and others take the jobs over")
                 settled = [False] * len(batch)
                 break
+        self._tell_settled(batch, settled)
+
+    def _tell_settled(self, batch: Sequence[Settlement], settled: Sequence[bool]) -> None:
         for settlement, done in zip(batch, settled, strict=True):
             if not done:
                 log.warning("job %s was cancelled or taken over", settlement.job.id)

@@ -51,14 +51,17 @@ class Weight:
         return max(0, int(math.log(max(self.kept_rows, 1) / BASE_ROWS, FAN_IN) + 1e-9))
 
 
-def choose(weights: Iterable[Weight]) -> list[int]:
+def choose(weights: Iterable[Weight], *, small: bool | None = None) -> list[int]:
     """The segments to make one now, by number, oldest first; empty when all is well.
 
     The lowest tier that is full goes first: many small segments cost more than a few large ones.
+    ``small`` True looks at the lowest tier alone, False at everything else.
     """
     tiers: dict[int, list[Weight]] = {}
     sparse: list[Weight] = []
     for weight in sorted(weights, key=lambda w: w.sequence):
+        if small is not None and small is not (weight.tier == 0):
+            continue
         tiers.setdefault(weight.tier, []).append(weight)
         wasted = weight.kept_rows < SPARSE_FRACTION * weight.rows
         if wasted and (weight.rows >= SPARSE_MIN_ROWS or not weight.kept_rows):

@@ -20,7 +20,7 @@ from vecfleet.worker.batch_worker import BatchWorker, OnEvent
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.engine import Engine
 from vecfleet.worker.engines import load_engine
-from vecfleet.worker.handlers import Handlers, Many, One
+from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus
@@ -203,7 +203,7 @@ async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
         Ledger(client, _unique_name("search")),
         queues=lambda: queues,
         handlers={
-            payloads.SEARCH: Many(handler.search),
+            payloads.SEARCH: Direct(handler.search),
             payloads.GET: One(handler.get),
             payloads.UNCHANGED: One(handler.unchanged),
             payloads.STATS: One(handler.stats),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from typing import IO
 
 from vecfleet.common.errors import JobFailed
@@ -18,12 +19,13 @@ _KEPT_ERROR_BYTES = 2000
 class MaintenanceChild:
     """One child process that does one task at a time; it ends with this process."""
 
-    def __init__(self, nice: int) -> None:
-        """``nice`` is how far the child stands back, 0 to 19."""
+    def __init__(self, nice: int | None) -> None:
+        """``nice`` is how far the child stands back, 0 to 19; None: only idle cores are its."""
         self._nice = nice
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._received = b""
+        self._idle_since = 0.0
         self.busy = False
 
     @property
@@ -59,6 +61,7 @@ class MaintenanceChild:
             self._received += piece
         if self._received.endswith(b"\n"):
             self.busy = False
+            self._idle_since = time.monotonic()
             return Result.from_json(self._received.decode())
         if ended:
             message = f"the maintenance process ended with {self._process.returncode}"
@@ -66,6 +69,12 @@ class MaintenanceChild:
             self.close()
             return Result(error=error.to_wire())
         return None
+
+    def rest(self, after_s: float) -> None:
+        """End the process when it has had nothing to do for so long."""
+        idle_s = time.monotonic() - self._idle_since
+        if self._process is not None and not self.busy and idle_s > after_s:
+            self.close()
 
     def close(self) -> None:
         """End the child, whatever it does."""

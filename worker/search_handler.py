@@ -38,7 +38,8 @@ _MAX_IDS = 4096
 class SearchHandler:
     """Opens readers as they are asked for.
 
-    Reads run in two threads beside the loop, so that no search waits for a producer's comparing.
+    Searches run in the thread that claims them; the other reads in one beside the loop, so that no
+    search waits for a producer's comparing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,19 +47,29 @@ class SearchHandler:
         self._root = root
         self._readers: dict[str, PartitionReader] = {}
         self._opening = Lock()  # held while a reader is opened, refreshed or closed
-        self._searches = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._others = ThreadPoolExecutor(1, thread_name_prefix="compare")
+        self._others = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def close(self) -> None:
         """Release the files."""
-        self._searches.shutdown()
         self._others.shutdown()
         for reader in self._readers.values():
             reader.close()
 
-    async def search(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
+    def search(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
         """``vecfleet.search``: queries of one collection share one pass over its vectors."""
-        return await _in_thread(self._searches, lambda: self._search_all(jobs))
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        outcomes: list[Outcome | None] = [None] * len(jobs)
+        for place, job in enumerate(jobs):
+            try:
+                groups.setdefault(_alike(job), []).append(place)
+            except VecfleetError as error:
+                outcomes[place] = Failure(error)
+        for (_, top_k, threshold, exact), places in groups.items():
+            members = [jobs[place] for place in places]
+            answers = self._search_together(members, top_k, threshold, exact)
+            for place, outcome in zip(places, answers, strict=True):
+                outcomes[place] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
 
     async def get(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.get``: documents by id."""
@@ -70,7 +81,7 @@ class SearchHandler:
             found = self._reader(job).get([str(document_id) for document_id in ids])
             return Answer({"documents": [_document(entry) for entry in found]})
 
-        return await _in_thread(self._searches, work)
+        return await self._in_thread(work)
 
     async def unchanged(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.unchanged``: which documents stand in the index already."""
@@ -84,7 +95,7 @@ class SearchHandler:
             same = self._reader(job).unchanged(keys, contents)
             return Answer({"unchanged": same.astype(np.uint8).tobytes()})
 
-        return await _in_thread(self._others, work)
+        return await self._in_thread(work)
 
     async def stats(self, job: ClaimedJob) -> Outcome:
         """``vecfleet.stats``: the collection in numbers."""
@@ -102,7 +113,10 @@ class SearchHandler:
                 }
             )
 
-        return await _in_thread(self._others, work)
+        return await self._in_thread(work)
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._others, work)
 
     def _reader(self, job: ClaimedJob) -> PartitionReader:
         """The collection's reader as of its last commit; raises ``UnknownCollection``."""
@@ -122,22 +136,7 @@ class SearchHandler:
                 reader.refresh()
             return reader
 
-    def _search_all(self, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        outcomes: list[Outcome | None] = [None] * len(jobs)
-        for place, job in enumerate(jobs):
-            try:
-                groups.setdefault(_search_group(job), []).append(place)
-            except VecfleetError as error:
-                outcomes[place] = Failure(error)
-        for (_, top_k, threshold, exact), places in groups.items():
-            members = [jobs[place] for place in places]
-            answers = self._search_group(members, top_k, threshold, exact)
-            for place, outcome in zip(places, answers, strict=True):
-                outcomes[place] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    def _search_group(
+    def _search_together(
         self, jobs: Sequence[ClaimedJob], top_k: int, threshold: float, exact: bool
     ) -> list[Outcome]:
         started = time.perf_counter()
@@ -175,17 +174,13 @@ class SearchHandler:
         return [outcomes[job.id] for job in jobs]
 
 
-async def _in_thread(thread: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
-    return await asyncio.get_running_loop().run_in_executor(thread, work)
-
-
 def _map(job: ClaimedJob) -> dict[str, Any]:
     if not isinstance(job.payload, dict):
         raise CorruptPayload("a read's payload is a map")
     return job.payload
 
 
-def _search_group(job: ClaimedJob) -> tuple[Any, int, float, bool]:
+def _alike(job: ClaimedJob) -> tuple[Any, int, float, bool]:
     """What searches must share to run together."""
     payload = _map(job)
     top_k, threshold = payload.get("top_k"), payload.get("threshold", -1.0)

@@ -1,9 +1,9 @@
 """Upkeep of a partition: what to compact and index next, and the children that do it.
 
-Two children at most: one merges, one builds indexes, so that a long build never holds up the merges
-that ingestion needs. A merge of segments that have indexes keeps them serving until the output has
-its own; then both are committed together. Rows that die in the inputs meanwhile are
-noted here and die in the output at the swap.
+Three children at most: one merges the small segments that ingestion leaves, one all others, one
+builds indexes, so that nothing long holds up the merges that searches need. A merge of segments
+that have indexes keeps them serving until the output has its own; then both are committed together.
+Rows that die in the inputs meanwhile are noted here and die in the output at the swap.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from vecfleet.worker.open_segment import OpenSegment
 from vecfleet.worker.partition_state import State, Template
 from vecfleet.worker.rows import RowNumbers
 
-MERGE_NICE = 5  # beyond the writer's own
-INDEX_NICE = 14  # until an index is there, signs serve (first_pass.py)
+MERGE_NICE = {True: 0, False: 2}  # of small and other merges, beyond the writer's own
 RETRY_AFTER_S = 30.0
+IDLE_S = 30.0  # then a child ends, which costs less to start than to keep
 
 
 @dataclass(slots=True)
@@ -76,9 +76,10 @@ class Upkeep:
         self._limits = limits
         self._crash_at = crash_at
         self._clock = clock
-        self._merger = MaintenanceChild(MERGE_NICE)
-        self._indexer = MaintenanceChild(INDEX_NICE)
-        self._merging: Job | None = None
+        self._mergers = {small: MaintenanceChild(nice) for small, nice in MERGE_NICE.items()}
+        # Until an index is there, signs serve (first_pass.py).
+        self._indexer = MaintenanceChild(None)
+        self._merging: dict[bool, Job] = {}  # by whether it is a merge of small segments
         self._indexing: Job | None = None
         self._awaiting_index: list[Job] = []  # merges that are written
         self._not_before_s = {"merge": 0.0, "index": 0.0}
@@ -90,13 +91,19 @@ class Upkeep:
     @property
     def jobs(self) -> list[Job]:
         """All that is under way."""
-        return [job for job in (self._merging, *self._awaiting_index, self._indexing) if job]
+        indexing = [self._indexing] if self._indexing else []
+        return [*self._merging.values(), *self._awaiting_index, *indexing]
+
+    @property
+    def _children(self) -> list[MaintenanceChild]:
+        return [*self._mergers.values(), self._indexer]
 
     def close(self) -> None:
         """End the children; what they were doing is dropped."""
-        self._merger.close()
-        self._indexer.close()
-        self._merging = self._indexing = None
+        for child in self._children:
+            child.close()
+        self._merging = {}
+        self._indexing = None
         self._awaiting_index = []
 
     def note_deaths(self, deaths: Mapping[int, RowNumbers]) -> None:
@@ -107,14 +114,18 @@ class Upkeep:
     def collect(self) -> list[Job]:
         """Jobs that have ended, well or with ``result.error``; the writer commits them."""
         ended: list[Job] = []
-        if self._merging is not None and (result := self._merger.poll()) is not None:
-            job, self._merging = self._merging, None
+        for small, child in self._mergers.items():
+            if small not in self._merging or (result := child.poll()) is None:
+                continue
+            job = self._merging.pop(small)
             job.result, job.rows, job.nbytes = result, result.rows, result.nbytes
             large = is_large(job.rows, self._dimension, self._limits)
             if result.error is None and large and job.was_indexed and self._indexes:
                 self._awaiting_index.append(job)
             else:
                 ended.append(job)
+        for child in self._children:
+            child.rest(IDLE_S)
         if self._indexing is not None and (result := self._indexer.poll()) is not None:
             job, self._indexing = self._indexing, None
             job.result = result
@@ -144,8 +155,9 @@ class Upkeep:
         plan = plan_index(documents, self._dimension, state.spec.policy, self._limits)
         self._indexes = plan.kind != "exact"
         started: list[Job] = []
-        if self._merging is None and self._due("merge"):
-            self._start_merge(state, segments, next_number, started)
+        for small in MERGE_NICE:
+            if small not in self._merging and self._due("merge"):
+                self._start_merge(state, segments, next_number, started, small=small)
         if self._indexing is None and self._indexes and self._due("index"):
             self._start_index(state, segments, plan, documents, started)
         return started
@@ -162,6 +174,8 @@ class Upkeep:
         segments: Mapping[int, OpenSegment],
         next_number: Callable[[], int],
         started: list[Job],
+        *,
+        small: bool,
     ) -> None:
         busy = self._busy()
         weights = [
@@ -169,7 +183,7 @@ class Upkeep:
             for number, part in segments.items()
             if number not in busy
         ]
-        inputs = choose(weights)
+        inputs = choose(weights, small=small)
         if not inputs:
             return
         number = next_number()
@@ -185,8 +199,8 @@ class Upkeep:
         task = Task(
             "merge", str(self._directory), number, job.file, job.inputs, crash_at=self._crash_at
         )
-        self._merger.submit(task)
-        self._merging = job
+        self._mergers[small].submit(task)
+        self._merging[small] = job
         started.append(job)
 
     def _kept(self, part: OpenSegment, state: State) -> int:

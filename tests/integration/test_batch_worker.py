@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -14,12 +15,12 @@ from servers import eventually
 
 from vecfleet.common import codec, keys
 from vecfleet.common.codec import Serializer
-from vecfleet.common.errors import EngineFailed, InvalidInput
+from vecfleet.common.errors import EngineFailed, InvalidInput, RedisUnavailable
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.common.reply_box import ReplyBox
 from vecfleet.worker.batch_worker import BatchWorker, Timing
-from vecfleet.worker.handlers import Many, One
+from vecfleet.worker.handlers import Direct, Many, One
 from vecfleet.worker.job import Answer
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.window import Window
@@ -145,6 +146,43 @@ async def test_what_is_claimed_together_runs_together(fleet):
     fleet.start({"many": Many(many)})
     assert await asyncio.gather(*futures) == [job.id for job in jobs]
     assert sum(sizes) == 50 and max(sizes) > 10
+
+
+async def test_direct_functions_run_in_the_thread_that_claims(fleet):
+    threads = set()
+
+    def direct(jobs):
+        threads.add(threading.current_thread().name)
+        if any(job.payload == 7 for job in jobs):
+            raise RuntimeError("poison")
+        return [Answer({"n": job.payload}) for job in jobs]
+
+    fleet.start({"direct": Direct(direct), "echo": One(echo)})
+    for number in range(9):
+        asking = fleet.ask(number, number, function="direct")
+        if number == 7:
+            with pytest.raises(EngineFailed):
+                await asking
+        else:
+            assert await asking == {"n": number}
+    assert await fleet.ask(10, {"n": 10}) == {"got": {"n": 10}}
+    assert threads == {"claim-interactive"}
+    assert fleet.redis.keys("rq:job:*") == []
+
+
+async def test_an_answer_of_a_direct_function_outlives_a_failing_settle(fleet, monkeypatch):
+    settle, failures = Ledger.settle, []
+
+    def failing(self, settlements):
+        if not failures:
+            failures.append(1)
+            raise RedisUnavailable("away")
+        return settle(self, settlements)
+
+    monkeypatch.setattr(Ledger, "settle", failing)
+    fleet.start({"direct": Direct(lambda jobs: [Answer(job.id) for job in jobs])})
+    assert await fleet.ask(1, 1, function="direct") == "j-1"
+    assert failures
 
 
 async def test_a_full_bulk_window_does_not_hold_up_a_query(fleet):

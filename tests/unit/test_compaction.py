@@ -254,7 +254,7 @@ def test_the_child_ends_with_its_parent(writer):
     for number in range(FAN_IN):
         writer.apply([shard(f"s{number}", [(f"d{number}", 1)])])
     writer.maintain()
-    child = writer._upkeep._merger
+    child = writer._upkeep._mergers[True]
     pid = child.pid
     assert child._process is not None and child._process.stdin is not None
     child._process.stdin.close()  # what the kernel does for a parent that was killed

@@ -16,7 +16,7 @@ from vecfleet.worker.search_index import PartitionReader
 def test_files_of_a_job_that_ended_with_another_are_kept(tmp_path: Path) -> None:
     writer, oracle = open_writer(tmp_path), Oracle()
     upkeep = writer._upkeep
-    children = (upkeep._merger, upkeep._indexer)
+    children = (upkeep._mergers[True], upkeep._indexer)
     polls = {child: child.poll for child in children}
     ended: dict[MaintenanceChild, Result] = {}
 
