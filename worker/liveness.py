@@ -17,7 +17,7 @@ from vecfleet.worker.rows import Mask, RowNumbers
 
 @dataclass(slots=True)
 class Liveness:
-    """One segment's living rows; one byte a row, and a bit for whoever needs bits."""
+    """One segment's living rows: a byte a row once one has died, and a bit for who needs bits."""
 
     alive: Mask  # (n,) not superseded
     visible: Mask  # (n,) alive and no tombstone
@@ -30,12 +30,16 @@ class Liveness:
     def of(cls, tombstones: Mask) -> Liveness:
         """All rows alive."""
         n = len(tombstones)
-        visible = ~tombstones
-        count = int(np.count_nonzero(visible))
-        return cls(np.ones(n, np.bool_), visible, n - count, 0, count)
+        everyone = np.broadcast_to(np.True_, n)  # of any length, without memory; read-only
+        hidden = int(np.count_nonzero(tombstones))
+        return cls(everyone, ~tombstones if hidden else everyone, hidden, 0, n - hidden)
 
     def kill(self, rows: RowNumbers) -> None:
         """Let ``rows`` die; rows that are dead already do not matter."""
+        if not self.alive.flags.writeable:
+            self.alive = self.alive.copy()
+        if not self.visible.flags.writeable:
+            self.visible = self.visible.copy()
         self.alive[rows] = False
         self.visible[rows] = False
         self.dead_count = len(self.alive) - int(np.count_nonzero(self.alive))
