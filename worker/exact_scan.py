@@ -76,6 +76,16 @@ def score_rows(vectors: NDArray[np.float16], query: Scores, rows: RowNumbers) ->
     return scores
 
 
+def score_all(vectors: NDArray[np.float16], query: Scores) -> Scores:
+    """Exact scores of all rows for one query, (len(vectors),)."""
+    scores = np.empty(len(vectors), np.float32)
+    scaled = query * _SCALE
+    for low in range(0, len(vectors), _CHUNK_ROWS):
+        chunk = _scaled(vectors[low : low + _CHUNK_ROWS]).view(np.float32)
+        np.matmul(chunk, scaled, out=scores[low : low + _CHUNK_ROWS])
+    return scores
+
+
 def _scaled(rows: NDArray[np.float16]) -> NDArray[np.int32]:
     bits = rows.view(np.int16).astype(np.int32)
     np.left_shift(bits, _SHIFT, out=bits)

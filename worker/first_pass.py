@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vecfleet.worker.ann import Found, code_distances, nothing_found, rescored
-from vecfleet.worker.exact_scan import Scores
+from vecfleet.worker.ann import code_distances, nothing_found
+from vecfleet.worker.exact_scan import Scores, score_all, top
 from vecfleet.worker.index_policy import signs_candidates
 from vecfleet.worker.liveness import Liveness
 from vecfleet.worker.rows import RowNumbers
@@ -21,20 +21,30 @@ from vecfleet.worker.signs import Codes, sign_codes
 SignedPart = tuple[Codes, NDArray[np.float16], Liveness]  # signs, vectors, who of the rows lives
 
 
-def search_by_signs(parts: Sequence[SignedPart], queries: Scores, k: int) -> list[Found]:
-    """The ``k`` best visible rows of each part that are among the candidates.
+def search_by_signs(
+    parts: Sequence[SignedPart], queries: Scores, k: int
+) -> tuple[Scores, RowNumbers, RowNumbers]:
+    """The ``k`` best visible rows of all parts that are among the candidates.
 
-    The candidates are chosen among all parts together, so that many small segments cost no more
-    rescoring than a large one. ``queries`` is (q, d), contiguous.
+    As (q, k) scores, best first, places in ``parts`` and rows; -inf, 0 and -1 where there are none.
+    The candidates are chosen and scored among all parts together, so that many small segments cost
+    little more than a large one. ``queries`` is (q, d), contiguous.
     """
     wanted = signs_candidates(sum(len(signs) for signs, _, _ in parts), k)
-    found = [nothing_found(len(queries), k) for _ in parts]
+    scores, rows = nothing_found(len(queries), k)
+    places = np.zeros_like(rows)
     for number, code in enumerate(sign_codes(queries)):
-        query = queries[number : number + 1]
-        for place, rows in enumerate(_candidates(parts, code, wanted)):
-            scores, best = rescored(query, [rows], parts[place][1], k)
-            found[place][0][number], found[place][1][number] = scores[0], best[0]
-    return found
+        found = _candidates(parts, code, wanted)
+        ends = np.cumsum([len(own) for own in found])
+        vectors = np.empty((ends[-1], queries.shape[1]), np.float16)
+        for end, own, (_, stored, _) in zip(ends.tolist(), found, parts, strict=True):
+            np.take(stored, own, axis=0, out=vectors[end - len(own) : end])
+        best, at = top(score_all(vectors, queries[number]), np.arange(ends[-1]), k)
+        owners = np.searchsorted(ends, at, side="right")
+        scores[number, : len(at)] = best
+        places[number, : len(at)] = owners
+        rows[number, : len(at)] = np.concatenate(found)[at]
+    return scores, places, rows
 
 
 def _candidates(parts: Sequence[SignedPart], code: Codes, wanted: int) -> list[RowNumbers]:

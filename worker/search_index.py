@@ -46,6 +46,8 @@ __all__ = ["Hit", "PartitionReader", "ReaderStats", "StoredDocument"]
 
 REFRESH_ATTEMPTS = 10
 
+_Owned = tuple[Scores, RowNumbers, RowNumbers]  # (q, k) scores, places of parts, their rows
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -173,8 +175,8 @@ class PartitionReader:
         view = self._present()
         unit = self._unit(view, queries)
         found = [
-            scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible)
-            for part in view.parts
+            _owned(place, scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible))
+            for place, part in enumerate(view.parts)
         ]
         return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
@@ -331,7 +333,7 @@ class PartitionReader:
         self,
         view: _View,
         count: int,
-        found: Sequence[Found],
+        found: Sequence[_Owned],
         k: int,
         threshold: float,
         with_text: bool,
@@ -339,16 +341,16 @@ class PartitionReader:
         """Merge the finds of all parts into the hits of each of ``count`` queries."""
         if not found:
             return [[] for _ in range(count)]
-        scores = np.concatenate([part_scores for part_scores, _ in found], axis=1)
-        rows = np.concatenate([part_rows for _, part_rows in found], axis=1)
-        owners = np.repeat(np.arange(len(found)), [s.shape[1] for s, _ in found])
+        scores, owners, rows = (
+            np.concatenate(columns, axis=1) for columns in zip(*found, strict=True)
+        )
         results: list[list[Hit]] = []
         for query in range(len(scores)):
             order = np.argsort(-scores[query], kind="stable")[:k]
             order = order[(rows[query, order] >= 0) & (scores[query, order] >= threshold)]
             hits: list[Hit] = []
             for place in order.tolist():
-                part, row = view.parts[owners[place]], int(rows[query, place])
+                part, row = view.parts[owners[query, place]], int(rows[query, place])
                 text, metadata = part.segment.read(row) if with_text else ("", None)
                 score = float(scores[query, place])
                 hits.append(Hit(part.segment.rows.id(row), score, text, metadata))
@@ -356,8 +358,8 @@ class PartitionReader:
         return results
 
 
-def _search(view: _View, unit: Scores, k: int) -> list[Found]:
-    """What each part finds, in the order of the parts."""
+def _search(view: _View, unit: Scores, k: int) -> list[_Owned]:
+    """What all parts find."""
     places = sorted(view.by_signs)
     waiting = [
         (part.segment.signs, part.segment.rows.vectors, part.liveness)
@@ -365,14 +367,23 @@ def _search(view: _View, unit: Scores, k: int) -> list[Found]:
         if part.segment.signs is not None
     ]
     rows = sum(len(signs) for signs, _, _ in waiting)
-    found: dict[int, Found] = {}
+    found: list[_Owned] = []
+    by_signs = view.by_signs
     if signs_candidates(rows, k):
-        found = dict(zip(places, search_by_signs(waiting, unit, k), strict=True))
+        scores, owners, numbers = search_by_signs(waiting, unit, k)
+        found.append((scores, np.array(places)[owners], numbers))
+    else:
+        by_signs = frozenset()
     lists = NearestLists(view.efforts)
-    return [
-        found[place] if place in found else part.search(unit, k, lists)
-        for place, part in enumerate(view.parts)
-    ]
+    for place, part in enumerate(view.parts):
+        if place not in by_signs:
+            found.append(_owned(place, part.search(unit, k, lists)))
+    return found
+
+
+def _owned(place: int, found: Found) -> _Owned:
+    scores, rows = found
+    return scores, np.full_like(rows, place), rows
 
 
 def _lookup(
