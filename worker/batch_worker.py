@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vecfleet.common import keys
 from vecfleet.common.errors import (
@@ -31,6 +31,7 @@ from vecfleet.common.errors import (
     VecfleetError,
 )
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
+from vecfleet.worker.heartbeat import Counts, Heartbeat, OnEvent, Timing
 from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 from vecfleet.worker.window import Window
@@ -42,19 +43,6 @@ _ROOM_WAIT_S = 0.5
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _SETTLE_JOBS = 128
 _SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
-_REPORT_S = 2.0
-_SWEEP_S = 10.0
-
-OnEvent = Callable[[str, int], None]  # name of what happened, and to how many jobs
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How often the worker shows itself, and how long it may take to drain."""
-
-    heartbeat_s: float = keys.HEARTBEAT_S
-    rescue_s: float = 1.0
-    drain_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -95,13 +83,20 @@ class BatchWorker:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
-        self._lost_reply = threading.Event()  # a claim's reply may have been lost
         self._no_suspect = threading.Event()  # cleared while a job whose worker died runs here
         self._no_suspect.set()
         self._busy_since: float | None = None
-        self._busy_s = 0.0
-        self._succeeded = 0
-        self._failed = 0
+        self._counts = Counts()
+        self._heartbeat = Heartbeat(
+            ledger,
+            queues=queues,
+            announce=announce,
+            timing=self._timing,
+            jobs=lambda: [running.job for running in list(self._running.values())],
+            take_counts=self._take_counts,
+            on_lost=lambda lost: self._loop.call_soon_threadsafe(self._abort, lost),
+            on_event=self._on_event,
+        )
 
     async def run(self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None) -> None:
         """Work until ``stop``; then finish what is in flight and leave.
@@ -112,14 +107,16 @@ class BatchWorker:
         self._idle.set()
         registered = list(self._queues())
         await asyncio.to_thread(self._ledger.register, registered)
-        await asyncio.to_thread(self._beat)
+        await asyncio.to_thread(self._heartbeat.beat)
         threads = [
             *(
                 threading.Thread(target=self._claim_loop, args=(lane,), name=f"claim-{lane}")
                 for lane in self._windows
             ),
             threading.Thread(target=self._settle_loop, name="settle"),
-            threading.Thread(target=self._heartbeat_loop, name="heartbeat"),
+            threading.Thread(
+                target=self._heartbeat.run, args=(self._stopping, self._over), name="heartbeat"
+            ),
         ]
         for thread in threads:
             thread.start()
@@ -155,7 +152,7 @@ class BatchWorker:
             except Exception as error:
                 # Redis is away, or refuses for a while (read-only, no replicas): the thread must
                 # outlive whatever it is.
-                self._lost_reply.set()
+                self._heartbeat.lost_reply.set()
                 self._pause(error, retries)
                 retries += 1
                 continue
@@ -278,11 +275,16 @@ class BatchWorker:
         if job.attempts > 1 and not any(r.job.attempts > 1 for r in self._running.values()):
             self._no_suspect.set()
 
+    def _take_counts(self) -> Counts:
+        """What was done since the last call."""
+        counts, self._counts = self._counts, Counts()
+        return counts
+
     def _note_idle(self) -> None:
         if self._running:
             return
         if self._busy_since is not None:
-            self._busy_s += time.monotonic() - self._busy_since
+            self._counts.busy_s += time.monotonic() - self._busy_since
             self._busy_since = None
         self._idle.set()
 
@@ -342,49 +344,13 @@ class BatchWorker:
             if self._running.pop(job.execution, None) is not None:
                 self._give_back(job)
             if isinstance(settlement.outcome, Failure):
-                self._failed += done
+                self._counts.failed += done
             else:
-                self._succeeded += done
+                self._counts.succeeded += done
         self._note_idle()
         self._on_event("settled", sum(settled))
 
-    # Staying alive
-
-    def _heartbeat_loop(self) -> None:
-        beat_at = rescue_at = report_at = sweep_at = 0.0
-        pause = min(self._timing.heartbeat_s, self._timing.rescue_s)
-        while not self._over.wait(pause):
-            now = time.monotonic()
-            try:
-                if now >= beat_at:
-                    self._beat()  # before any rescue: our own leases may have run out
-                    beat_at = now + self._timing.heartbeat_s
-                if now >= rescue_at and not self._stopping.is_set():
-                    rescue_at = now + self._timing.rescue_s
-                    self._rescue()
-                if now >= report_at:
-                    report_at = now + _REPORT_S
-                    self._report()
-                if now >= sweep_at:
-                    sweep_at = now + _SWEEP_S
-                    self._ledger.sweep(self._queues())
-                if self._lost_reply.is_set():
-                    self._reconcile()
-            except VecfleetError as error:
-                log.warning("no heartbeat: %s", error)
-                # Nobody could renew a lease: give the others one lease's time to do so.
-                rescue_at = time.monotonic() + keys.LEASE_TTL_S
-            except Exception:
-                log.exception("the heartbeat failed; it goes on")
-
-    def _beat(self) -> None:
-        jobs = [running.job for running in list(self._running.values())]
-        says = self._announce()
-        state = "draining" if self._stopping.is_set() else "busy" if jobs else "idle"
-        says = replace(says, status={**says.status, "state": state, "jobs_in_flight": len(jobs)})
-        lost = self._ledger.heartbeat(jobs, says)
-        if lost:
-            self._loop.call_soon_threadsafe(self._abort, lost)
+    # What others take away
 
     def _abort(self, lost: set[str]) -> None:
         """Stop working on jobs that were cancelled or taken over."""
@@ -393,36 +359,6 @@ class BatchWorker:
             if running.job.execution in lost and single and running.task is not None:
                 running.task.cancel()
         self._on_event("lost", len(lost))
-
-    def _rescue(self) -> None:
-        again, buried = self._ledger.rescue(self._queues())
-        if again or buried:
-            log.warning("rescued %d jobs of dead workers, buried %d", again, buried)
-            self._on_event("rescued", again + buried)
-
-    def _reconcile(self) -> None:
-        """Give back claims whose reply never reached us.
-
-        A claim may be under way while we look, so only what two looks in a row find is given back.
-        """
-        self._lost_reply.clear()
-        first = {job.execution for job in self._orphans()}
-        if first and not self._over.wait(_BELL_WAIT_S):
-            released = self._ledger.release(j for j in self._orphans() if j.execution in first)
-            if released:
-                log.warning("gave back %d claims whose reply was lost", released)
-                self._on_event("reconciled", released)
-
-    def _orphans(self) -> list[ClaimedJob]:
-        running = [entry.job for entry in list(self._running.values())]
-        return self._ledger.orphans(self._queues(), running)
-
-    def _report(self) -> None:
-        succeeded, self._succeeded = self._succeeded, 0
-        failed, self._failed = self._failed, 0
-        busy_s, self._busy_s = self._busy_s, 0.0
-        busy = bool(self._running)
-        self._ledger.report(busy=busy, succeeded=succeeded, failed=failed, busy_s=busy_s)
 
     def _pause(self, error: Exception, retries: int) -> None:
         log.warning("%s", error)

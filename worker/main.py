@@ -16,11 +16,12 @@ from pathlib import Path
 from vecfleet.common import keys, payloads
 from vecfleet.common.errors import StaleWriter, VecfleetError
 from vecfleet.common.redis_client import connect
-from vecfleet.worker.batch_worker import BatchWorker, OnEvent
+from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.engine import Engine
 from vecfleet.worker.engines import load_engine
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
+from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus

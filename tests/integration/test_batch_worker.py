@@ -19,8 +19,9 @@ from vecfleet.common.errors import EngineFailed, InvalidInput, RedisUnavailable
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.common.reply_box import ReplyBox
-from vecfleet.worker.batch_worker import BatchWorker, Timing
+from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.handlers import Direct, Many, One
+from vecfleet.worker.heartbeat import Timing
 from vecfleet.worker.job import Answer
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.window import Window
