@@ -2,7 +2,7 @@
 
 redis-py writes with ``asyncio.wait_for``, which on Python 3.11 loses a cancellation that comes as
 the write ends (https://github.com/python/cpython/issues/86296): the task goes on, and whoever
-awaits its end waits for ever. It also makes a task for each command, which is a third of its cost.
+awaits its end waits for ever. It also makes a task for each command.
 """
 
 from __future__ import annotations
