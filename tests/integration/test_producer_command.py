@@ -24,7 +24,7 @@ def fleet(redis_server_factory, tmp_path):
     url = redis_server_factory().url
     processes = []
     for role in ("aggregator", "search", "worker"):
-        arguments = [sys.executable, str(ROLES), role, url, str(tmp_path / "data"), "0.01"]
+        arguments = [sys.executable, str(ROLES), role, url, str(tmp_path / "data"), "0.05"]
         processes.append(Process(arguments))
     for role, process in zip(("aggregator", "search", "worker"), processes, strict=True):
         process.wait_for_line(f"{role} ready")
