@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 INDEX_FOLDER = "index"
 _PUBLISH_S = 10.0
+_SWEEP_S = 10.0
 _LEASE_RENEW_S = 2.0
 _MERGE_JOBS = 256
 _INTERACTIVE_TOKENS = 65_536
@@ -215,9 +216,12 @@ async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
         ),
         on_event=_saying(f"search ready: {config.data_dir}", on_event),
     )
+    sweep = asyncio.create_task(_every(_SWEEP_S, handler.forget_deleted, stop.set))
     try:
         await worker.run(stop, hurry=hurry)
     finally:
+        sweep.cancel()
+        await asyncio.gather(sweep, return_exceptions=True)
         await asyncio.to_thread(handler.close)
     return 0
 

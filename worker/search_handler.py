@@ -55,6 +55,14 @@ class SearchHandler:
         for reader in self._readers.values():
             reader.close()
 
+    def forget_deleted(self) -> None:
+        """Release the files of collections that were deleted since they were last asked for."""
+        with self._opening:
+            gone = [uid for uid in self._readers if not self._directory(uid).is_dir()]
+            readers = [self._readers.pop(uid) for uid in gone]
+        for reader in readers:
+            reader.close()
+
     def search(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
         """``vecfleet.search``: queries of one collection share one pass over its vectors."""
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -118,12 +126,15 @@ class SearchHandler:
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._others, work)
 
+    def _directory(self, uid: str) -> Path:
+        return self._root / uid / "0"
+
     def _reader(self, job: ClaimedJob) -> PartitionReader:
         """The collection's reader as of its last commit; raises ``UnknownCollection``."""
         uid = _map(job).get("uid")
         if not isinstance(uid, str) or not _UID.fullmatch(uid):
             raise InvalidInput("uid must be 32 hex digits", field="uid")
-        directory = self._root / uid / "0"
+        directory = self._directory(uid)
         with self._opening:
             if not directory.is_dir():
                 if gone := self._readers.pop(uid, None):
