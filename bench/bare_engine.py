@@ -14,13 +14,13 @@ from typing import Any
 from vecfleet.bench import texts
 from vecfleet.bench.child import serve
 from vecfleet.worker.engine import Priority
+from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.engines import load_engine
-from vecfleet.worker.main import WorkerConfig
 
 
 async def main(model: str, path: str) -> None:
     """Serve the parent's commands."""
-    engine = await load_engine(WorkerConfig("", model))
+    engine = await load_engine(EngineSettings(model))
     pool = texts.load(Path(path))
 
     async def embed(command: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class ModelCard:
     prompts: dict[str, str] = field(default_factory=dict)  # name -> text put before the input
     pooling: str = ""
     quantization: str = "none"
+    settings: dict[str, str | int | float] = field(default_factory=dict)  # what was chosen for it
 
     def to_wire(self) -> dict[str, Any]:
         """The card as plain data."""

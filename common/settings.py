@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vecfleet.common import limits
+from vecfleet.common.engine_names import DtypeName, EngineName, PresetName, Quantization
 from vecfleet.common.errors import ConfigError
 
 PREFIX = "VECFLEET_"
@@ -60,9 +61,16 @@ class Settings(BaseModel):
 
     model: str = Field(DEFAULT_MODEL, min_length=1)
     reranker: str | None = Field(None, min_length=1)
-    engine: Literal["auto", "torch", "fake", "null"] = "auto"
+    engine: EngineName = "auto"
     device: str = Field("auto", min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
+    quantization: Quantization = "none"
+    preset: PresetName | None = None
+    max_model_len: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    max_num_seqs: Count | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    tensor_parallel_size: Count | None = None
     threads: Count | None = None
 
     max_queue_tokens: Count = 4_000_000
@@ -135,6 +143,14 @@ def running_fleet(data: Path) -> dict[str, str]:
 def set_process_env(name: str, value: str) -> None:
     """Set a variable that a library reads when it is loaded, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` names, by number or UUID; None where it is not set."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return None
+    return [name.strip() for name in said.split(",") if name.strip()]
 
 
 def _fault(fault: Any) -> str:

@@ -2,8 +2,8 @@
 
     python -m vecfleet.fleet.bare_engine < texts.json
 
-Reads ``{"model", "engine", "device", "dtype", "threads", "texts"}`` from standard input, embeds all
-texts in one call, and writes ``{"seconds", "texts", "tokens"}``.
+Reads the fields of ``EngineSettings`` and ``"texts"`` from standard input, embeds all texts in one
+call, and writes ``{"seconds", "texts", "tokens"}``.
 """
 
 from __future__ import annotations
@@ -12,28 +12,16 @@ import asyncio
 import json
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from vecfleet.worker.engine import Priority
+from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.engines import load_engine
 
 _WARM_UP_TEXTS = 128
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What decides which engine is loaded."""
-
-    model: str
-    engine: str
-    device: str
-    dtype: str
-    threads: int | None
-    served_name: str | None = None
-
-
-async def measure(options: EngineOptions, texts: list[str]) -> dict[str, Any]:
+async def measure(options: EngineSettings, texts: list[str]) -> dict[str, Any]:
     """Embed ``texts`` in one call, after a warm-up."""
     engine = await load_engine(options)
     try:
@@ -50,7 +38,7 @@ def main() -> None:
     """Read the task, measure, write the figures."""
     asked = json.load(sys.stdin)
     texts = asked.pop("texts")
-    json.dump(asyncio.run(measure(EngineOptions(**asked), texts)), sys.stdout)
+    json.dump(asyncio.run(measure(EngineSettings(**asked), texts)), sys.stdout)
 
 
 if __name__ == "__main__":

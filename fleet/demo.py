@@ -17,6 +17,7 @@ from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.corpus import read_corpus
 from vecfleet.fleet.demo_view import DemoView, Summary
+from vecfleet.fleet.engine_options import ENGINE_FIELDS
 from vecfleet.fleet.http_client import HttpClient
 from vecfleet.fleet.process import dies_with_parent
 from vecfleet.fleet.up import Fleet, FleetOptions, served_name
@@ -191,10 +192,7 @@ async def _bare_docs_per_s(settings: Settings, documents: Sequence[dict[str, Any
     step = max(1, len(documents) // _BARE_TEXTS)
     task = {
         "model": settings.model,
-        "engine": settings.engine,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
+        **{name: getattr(settings, name) for name in ENGINE_FIELDS},
         "texts": [document["text"] for document in documents[::step]][:_BARE_TEXTS],
     }
     process = await asyncio.create_subprocess_exec(

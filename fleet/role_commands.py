@@ -10,43 +10,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
+from vecfleet.fleet.engine_options import engine_options, engine_settings, options
 from vecfleet.fleet.machine import claimed_gpu, count_gpus
 from vecfleet.fleet.presence import workers_here
 
 DEFAULT_NICENESS = 10
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_ENGINES = click.Choice(["auto", "torch", "fake", "null"])
-_DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
 
-
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_role = _options(
+_role = options(
     click.option("--redis", "redis_url", metavar="URL", help="The fleet's Redis."),
     click.option("--check", is_flag=True, help="Check settings and installation, and end."),
-)
-_engine = _options(
-    click.option("--engine", type=_ENGINES, help="What computes; by default torch."),
-    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
-    click.option("--dtype", type=_DTYPES, help="The numbers it computes with."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
 )
 _niceness = click.option(
     "--niceness",
@@ -55,11 +36,11 @@ _niceness = click.option(
     type=click.IntRange(0, 19),
     help="How far workers and the index's writer stand back, so that searches go first.",
 )
-_fleet = _options(
+_fleet = options(
     click.option("--port", type=click.IntRange(0, 65535), help="The gateway's port."),
     click.option("--model", metavar="M", help="Hub id, directory or package:NAME."),
     click.option("--reranker", metavar="R", help="A model that reranks, named likewise."),
-    _engine,
+    engine_options,
 )
 
 
@@ -103,6 +84,8 @@ def need(extra: str, *modules: str) -> None:
 def _need_engine(engine: str) -> None:
     if engine in ("fake", "null"):
         need("worker", "numpy")
+    elif engine == "vllm":
+        need("vllm", "numpy", "torch", "transformers", "vllm")
     else:
         need("worker", "numpy", "torch", "transformers")
 
@@ -159,7 +142,7 @@ def gateway(
 @click.command()
 @_role
 @click.option("--model", metavar="M", help="Hub id, directory or package:NAME.")
-@_engine
+@engine_options
 @click.option("--name", metavar="NAME", help="This worker's name; unique among the living.")
 @click.option("--served-name", metavar="NAME", help="The name clients use for the model.")
 @click.option(
@@ -198,13 +181,8 @@ def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name:
     def config(cls: Any) -> Any:
         return cls(
             redis_url=url,
-            model=chosen.model,
-            engine=chosen.engine,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            threads=chosen.threads,
+            engine=engine_settings(chosen, served_name=served_name),
             name=name,
-            served_name=served_name,
         )
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)

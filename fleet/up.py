@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import FLEET_FILE, Settings
 from vecfleet.fleet.console import FLEET, Console, log_line
+from vecfleet.fleet.engine_options import engine_arguments
 from vecfleet.fleet.machine import answers, check_port, count_gpus, locked
 from vecfleet.fleet.presence import workers_here
 from vecfleet.fleet.process import role_command
@@ -136,9 +137,7 @@ class Fleet:
 
     def _workers(self) -> Iterator[ChildSpec]:
         settings = self._settings
-        given = ["--engine", settings.engine, "--dtype", settings.dtype, *self._standing_back()]
-        if settings.threads:
-            given += ["--threads", str(settings.threads)]
+        given = [*engine_arguments(settings), *self._standing_back()]
         devices = [settings.device]
         if settings.device == "auto":
             devices = [f"cuda:{gpu}" for gpu in range(count_gpus())] or ["auto"]
@@ -152,7 +151,7 @@ class Fleet:
 
     def _worker(self, name: str, model: str, device: str, given: list[str]) -> ChildSpec:
         named = ("--model", model, "--served-name", served_name(model))
-        return self._role(name, "worker", *named, "--device", device, *given)
+        return self._role(name, "worker", *named, *given, "--device", device)
 
     def _standing_back(self) -> tuple[str, str]:
         return "--niceness", str(self._options.niceness)

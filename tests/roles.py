@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vecfleet.common.logs import setup_logging
 from vecfleet.worker.engine import Engine
+from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.fake_engine import FakeEngine, FakeSettings
 from vecfleet.worker.main import (
     AggregatorConfig,
@@ -21,13 +22,13 @@ from vecfleet.worker.main import (
 
 
 def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
-    async def load(config: WorkerConfig) -> Engine:
+    async def load(settings: EngineSettings) -> Engine:
         return await FakeEngine.load(FakeSettings(step_s=float(step_s), step_tokens=512))
 
     config = AggregatorConfig(redis_url, Path(data_dir))
     match role:
         case "worker":
-            return run_worker(WorkerConfig(redis_url, "fake"), load=load)
+            return run_worker(WorkerConfig(redis_url, EngineSettings("fake")), load=load)
         case "aggregator":
             return run_aggregator(config)
         case _:

@@ -14,6 +14,7 @@ at least a tenth of the tokens.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -79,12 +80,13 @@ class _Waiting(Generic[C, P]):
 class _Filler(Generic[C, P]):
     """A batch that grows until its cost would pass the budget."""
 
-    def __init__(self, budget: int, cost: CostRule) -> None:
+    def __init__(self, budget: int, cost: CostRule, most_texts: int) -> None:
         self.entries: list[Entry[C, P]] = []
         self.tokens = 0
         self._longest = 0
         self._budget = budget
         self._cost = cost
+        self._most_texts = most_texts
 
     def fill_from(self, stack: list[Entry[C, P]]) -> bool:
         """Move entries from the end of ``stack``; True when the next one does not fit.
@@ -95,7 +97,10 @@ class _Filler(Generic[C, P]):
             entry = stack[-1]
             tokens = self.tokens + entry.length
             longest = max(self._longest, entry.length)
-            if self.entries and self._cost(len(self.entries) + 1, tokens, longest) > self._budget:
+            texts = len(self.entries) + 1
+            if self.entries and (
+                texts > self._most_texts or self._cost(texts, tokens, longest) > self._budget
+            ):
                 return True
             self.entries.append(stack.pop())
             self.tokens, self._longest = tokens, longest
@@ -109,9 +114,12 @@ class _Filler(Generic[C, P]):
 class Batcher(Generic[C, P]):
     """Texts that wait, and the rule that says which go next. Not thread-safe."""
 
-    def __init__(self, step_tokens: int, cost: CostRule = packed_cost) -> None:
+    def __init__(
+        self, step_tokens: int, cost: CostRule = packed_cost, *, step_texts: int | None = None
+    ) -> None:
         """``step_tokens`` is the most that ``cost`` may come to in one batch of several texts."""
         self.step_tokens = step_tokens
+        self.step_texts = step_texts or sys.maxsize
         self._cost = cost
         self._interactive: list[_Waiting[C, P]] = []  # a heap
         self._bulk: deque[_Waiting[C, P]] = deque()
@@ -183,7 +191,7 @@ class Batcher(Generic[C, P]):
         return self._credit >= next_tokens
 
     def _take_interactive(self) -> Batch[C, P]:
-        filler = _Filler[C, P](self.step_tokens, self._cost)
+        filler = _Filler[C, P](self.step_tokens, self._cost, self.step_texts)
         while self._interactive:
             full = filler.fill_from(self._interactive[0].entries)
             if not self._interactive[0].entries:
@@ -194,7 +202,7 @@ class Batcher(Generic[C, P]):
         return filler.batch(Priority.INTERACTIVE)
 
     def _take_bulk(self) -> Batch[C, P]:
-        filler = _Filler[C, P](self.step_tokens, self._cost)
+        filler = _Filler[C, P](self.step_tokens, self._cost, self.step_texts)
         while not filler.fill_from(self._generation) and self._bulk:
             self._begin_generation()
         self._bulk_tokens -= filler.tokens

@@ -19,6 +19,7 @@ from vecfleet.common.redis_client import connect
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.engine import Engine
+from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.engines import load_engine
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import OnEvent
@@ -45,13 +46,8 @@ class WorkerConfig:
     """A worker with one engine."""
 
     redis_url: str
-    model: str
-    engine: str = "auto"  # auto, torch, fake or null
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    name: str | None = None
-    served_name: str | None = None  # how clients name the model, if not as ``model``
+    engine: EngineSettings
+    name: str | None = None  # unique among the living
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class AggregatorConfig:
     home: str = keys.DEFAULT_HOME
 
 
-LoadEngine = Callable[[WorkerConfig], Awaitable[Engine]]
+LoadEngine = Callable[[EngineSettings], Awaitable[Engine]]
 
 
 def run_worker(
@@ -87,7 +83,7 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
     stop, hurry = _stop_on_signals()
     code = 0
     client = connect(config.redis_url)
-    engine = await load(config)
+    engine = await load(config.engine)
     try:
         card = engine.card
         queues = _engine_queues(engine)

@@ -15,15 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from vecfleet.common.engine_names import Quantization, TaskName
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.model import ModelCard, RerankMethod, Space, Task
+from vecfleet.worker.model_shape import ModelShape, read_shape
 
 PACKAGE_PREFIX = "package:"
 DEFAULT_MAX_TOKENS = 8192  # the longest cut that is chosen for a model, not by the user
 FINGERPRINT_CHUNK_BYTES = 32 << 20
 
 Kind = Literal["embedding", "cross-encoder", "qwen3-reranker"]
-TaskChoice = Literal["auto", "embed", "rerank"]
 
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json"]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model")
@@ -47,6 +48,7 @@ class ModelFiles:
     fingerprint: str  # of weights and tokenizer, 32 hex digits
     dimension: int  # of its vectors, 0 for a reranker
     max_tokens: int
+    shape: ModelShape
     pooling: str = ""  # "mean", "cls" or "last"; empty for a reranker
     prompts: dict[str, str] = field(default_factory=dict)
     document_prompt: str = ""
@@ -59,7 +61,15 @@ class ModelFiles:
             self.fingerprint, pooling, True, self.dimension, self.document_prompt, self.max_tokens
         )
 
-    def card(self, *, dtype: str, engine: str, served_name: str | None = None) -> ModelCard:
+    def card(
+        self,
+        *,
+        dtype: str,
+        engine: str,
+        served_name: str | None = None,
+        quantization: Quantization = "none",
+        settings: dict[str, Any] | None = None,
+    ) -> ModelCard:
         """What a worker announces. An embedding model reranks too, by cosine."""
         methods: dict[Kind, RerankMethod] = {
             "embedding": "cosine",
@@ -78,12 +88,12 @@ class ModelFiles:
             rerank_method=methods[self.kind],
             prompts=dict(self.prompts),
             pooling=self.pooling,
+            quantization=quantization,
+            settings=dict(settings or {}),
         )
 
 
-def find_model(
-    name: str, *, max_tokens: int | None = None, task: TaskChoice = "auto"
-) -> ModelFiles:
+def find_model(name: str, *, max_tokens: int | None = None, task: TaskName = "auto") -> ModelFiles:
     """Resolve ``name``, downloading from the hub where needed and allowed.
 
     ``max_tokens`` lowers the length that texts are cut to, or sets it for a model that says none.
@@ -105,6 +115,7 @@ def find_model(
         fingerprint=fingerprint(path),
         dimension=int(config["hidden_size"]) if kind == "embedding" else 0,
         max_tokens=_max_tokens(path, config, max_tokens),
+        shape=read_shape(path, config),
         pooling=pooling,
         prompts=prompts,
         document_prompt=document_prompt if kind == "embedding" else "",
@@ -199,7 +210,7 @@ def _check_weights(name: str, path: Path) -> None:
     raise ConfigError(f"{name} holds no *.safetensors with weights ({path})", field="model")
 
 
-def _kind(name: str, path: Path, config: dict[str, Any], task: TaskChoice) -> Kind:
+def _kind(name: str, path: Path, config: dict[str, Any], task: TaskName) -> Kind:
     architectures = " ".join(config.get("architectures") or [])
     label = Path(name).name.lower()
     if "ForSequenceClassification" in architectures and task != "embed":

@@ -27,13 +27,17 @@ class TorchEngine:
         tokenizer: TextTokenizer,
         model: TorchModel,
         steps: StepLoop[Tokens],
-        served_name: str | None,
+        settings: TorchSettings,
     ) -> None:
         self._files = files
         self._tokenizer = tokenizer
         self._steps = steps
         self.card = files.card(
-            dtype=str(model.dtype).removeprefix("torch."), engine="torch", served_name=served_name
+            dtype=str(model.dtype).removeprefix("torch."),
+            engine="torch",
+            served_name=settings.served_name,
+            quantization=settings.quantization,
+            settings={**settings.chosen, "max_num_batched_tokens": model.step_tokens},
         )
         self.device = str(model.device)
         self.step_tokens = model.step_tokens  # tokens of a forward pass
@@ -41,14 +45,19 @@ class TorchEngine:
 
     @classmethod
     async def load(cls, name: str, settings: TorchSettings | None = None) -> TorchEngine:
-        """Find, load, warm up and measure the model: seconds. Raises ``ConfigError``.
-
-        ``memory.prepare_process`` is called before this module is imported.
-        """
+        """Find a model and ``start``; raises ``ConfigError``."""
         settings = settings or TorchSettings()
         files = await asyncio.to_thread(
             find_model, name, max_tokens=settings.max_tokens, task=settings.task
         )
+        return await cls.start(files, settings)
+
+    @classmethod
+    async def start(cls, files: ModelFiles, settings: TorchSettings) -> TorchEngine:
+        """Load, warm up and measure a model: seconds. Raises ``ConfigError``.
+
+        ``memory.prepare_process`` is called before this module is imported.
+        """
         tokenizer = await asyncio.to_thread(load_tokenizer, files)
         steps = StepLoop[Tokens]("torch", on_step=settings.on_step)
         loaded: list[TorchModel] = []
@@ -58,7 +67,7 @@ class TorchEngine:
             return loaded[0]
 
         await steps.start(load)
-        return cls(files, tokenizer, loaded.pop(), steps, settings.served_name)
+        return cls(files, tokenizer, loaded.pop(), steps, settings)
 
     @property
     def stats(self) -> EngineStats:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,14 +16,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from vecfleet.common.engine_names import DtypeName, Quantization, TaskName
 from vecfleet.common.errors import ConfigError
-from vecfleet.worker.model_files import ModelFiles, TaskChoice
+from vecfleet.worker.machine import cpu_has_bf16
+from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
 from vecfleet.worker.step_loop import OnStep
 from vecfleet.worker.tokenizer import TextTokenizer
 from vecfleet.worker.torch_model import Head, TorchModel, classified, pooled, yes_or_no
-
-DtypeChoice = Literal["auto", "bfloat16", "float32", "float16"]
 
 MAX_STEP_S = 0.100  # of a trial; real texts and busy cores make it half as long again
 CPU_STEP_TOKENS = (256, 512, 1024, 2048, 4096)
@@ -31,9 +31,6 @@ GPU_STEP_TOKENS = 16_384
 LEAST_GAIN = 0.05  # a larger step must be faster by this much to be worth a query's longer wait
 STEP_TRIALS = 3
 TYPICAL_LENGTH = 64
-
-_CPU_INFO = Path("/proc/cpuinfo")
-_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +40,16 @@ class TorchSettings:
     """How a model is loaded and run."""
 
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    dtype: DtypeChoice = "auto"
+    dtype: DtypeName = "auto"
     threads: int | None = None  # of the CPU; None: torch's default, its cores
     max_tokens: int | None = None  # the length texts are cut to; None: the model's own
     step_tokens: int | None = None  # tokens of a forward pass; None: measured when loaded
+    step_texts: int | None = None  # the most texts of a forward pass; None: no such limit
+    quantization: Quantization = "none"
+    memory_share: float | None = None  # of the GPU's memory, 0 to 1; None: all that is free
     served_name: str | None = None  # the name in the card; None: the name it was loaded by
-    task: TaskChoice = "auto"
+    task: TaskName = "auto"
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # what the card tells of the plan
     on_step: OnStep | None = None  # called on the step thread before each step
 
 
@@ -71,12 +72,15 @@ def load_model(files: ModelFiles, tokenizer: TextTokenizer, settings: TorchSetti
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
+    if device.type == "cuda" and settings.memory_share is not None:
+        torch.cuda.set_per_process_memory_fraction(settings.memory_share, device)
     dtype = _dtype(settings.dtype, device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = _build(files, tokenizer, device, dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{files.name} cannot be loaded: {error}"[:500], field="model") from error
+    model.step_texts = settings.step_texts
     model.choose_way()
     model.step_tokens = settings.step_tokens or _measure_step(model)
     log.info(
@@ -151,22 +155,13 @@ def _device(choice: str) -> torch.device:
     return device
 
 
-def _dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
+def _dtype(choice: DtypeName, device: torch.device) -> torch.dtype:
     if choice != "auto":
         found: torch.dtype = getattr(torch, choice)
         return found
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
-    try:
-        flags = set(_CPU_INFO.read_text().split())
-    except OSError:
-        return False
-    return any(flag in flags for flag in _BF16_FLAGS)
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
 def _measure_step(model: TorchModel) -> int:

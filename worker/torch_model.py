@@ -129,6 +129,7 @@ class TorchModel:
         self.kernel: Kernel = "fused"
         self.onednn = False
         self.step_tokens = 0
+        self.step_texts: int | None = None
         self._base = base
         self._whole = whole
         self._head = head
@@ -142,7 +143,8 @@ class TorchModel:
 
     def make_batcher(self) -> Batcher[Any, Tokens]:
         """See ``Runner``."""
-        return Batcher(self.step_tokens, packed_cost if self.packed else padded_cost)
+        cost = packed_cost if self.packed else padded_cost
+        return Batcher(self.step_tokens, cost, step_texts=self.step_texts)
 
     def run(self, payloads: Sequence[Tokens]) -> NDArray[np.float32]:
         """(n, width) for texts of rising length."""

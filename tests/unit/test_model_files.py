@@ -26,7 +26,7 @@ def folder(tmp_path):
             "max_position_embeddings": 512,
         },
     )
-    (path / "model.safetensors").write_bytes(b"weights")
+    (path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}weights")
     (path / "tokenizer.json").write_text("{}")
     return path
 
@@ -61,7 +61,7 @@ def test_the_fingerprint_follows_weights_and_tokenizer(folder):
     before = fingerprint(folder)
     (folder / "README.md").write_text("words")
     assert fingerprint(folder) == before
-    (folder / "model.safetensors").write_bytes(b"weightz")
+    (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}weightz")
     changed = fingerprint(folder)
     (folder / "tokenizer.json").write_text("{} ")
     assert len({before, changed, fingerprint(folder)}) == 3

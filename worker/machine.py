@@ -1,0 +1,139 @@
+"""What this machine has to run a model on: its GPUs, through NVML, and its memory.
+
+The only module that talks to NVML. It touches no CUDA context, so a process may ask here before a
+library that forks, or that reads ``CUDA_VISIBLE_DEVICES`` once, is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vecfleet.common.errors import ConfigError
+from vecfleet.common.settings import visible_gpus
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_MEMORY_INFO = Path("/proc/meminfo")
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU that this process may use."""
+
+    index: int  # among those visible to this process, as in "cuda:0"
+    uuid: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]  # CUDA's, as (8, 9)
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether its matrix units take bfloat16 (Ampere and later)."""
+        return self.capability >= (8, 0)
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether its matrix units take 8-bit floats (Ada, Hopper and later)."""
+        return self.capability >= (8, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan is made for."""
+
+    gpus: tuple[Gpu, ...]
+    free_bytes: int  # host memory that can be had without swapping
+    cpu_has_bf16: bool  # multiplies bfloat16 itself; emulated, it is slower than float32
+
+
+def read_machine() -> Machine:
+    """What is here now; raises ``ConfigError`` where a driver is there but not NVML."""
+    return Machine(read_gpus(), _free_memory(), cpu_has_bf16())
+
+
+def read_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves to this process, in its order."""
+    with nvml() as library:
+        if library is None:
+            return ()
+        handles = [
+            library.nvmlDeviceGetHandleByIndex(index)
+            for index in range(library.nvmlDeviceGetCount())
+        ]
+        found = [_read_gpu(library, index, handle) for index, handle in enumerate(handles)]
+    wanted = visible_gpus()
+    if wanted is None:
+        return tuple(found)
+    chosen = []
+    for place, name in enumerate(wanted):
+        gpu = next((g for g in found if name == str(g.index) or g.uuid.startswith(name)), None)
+        if gpu is None:
+            break  # as CUDA reads it: what follows an unknown name is not visible either
+        chosen.append(
+            Gpu(place, gpu.uuid, gpu.name, gpu.total_bytes, gpu.free_bytes, gpu.capability)
+        )
+    return tuple(chosen)
+
+
+@contextmanager
+def nvml() -> Iterator[Any]:
+    """NVML, ready to be asked; None where there is no NVIDIA driver."""
+    if ctypes.util.find_library("nvidia-ml") is None and not Path("/proc/driver/nvidia").exists():
+        yield None
+        return
+    try:
+        import pynvml
+    except ImportError:
+        raise ConfigError(
+            "there is an NVIDIA driver, but not the package that asks it; "
+            "get it with: pip install nvidia-ml-py"
+        ) from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_gpu(library: Any, index: int, handle: Any) -> Gpu:
+    memory = library.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(
+        index=index,
+        uuid=_text(library.nvmlDeviceGetUUID(handle)),
+        name=_text(library.nvmlDeviceGetName(handle)),
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        capability=(int(major), int(minor)),
+    )
+
+
+def _text(said: str | bytes) -> str:
+    return said.decode() if isinstance(said, bytes) else said
+
+
+def _free_memory() -> int:
+    for line in _MEMORY_INFO.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) << 10
+    raise ConfigError(f"{_MEMORY_INFO} says nothing of available memory")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+    try:
+        flags = set(_CPU_INFO.read_text().split())
+    except OSError:
+        return False
+    return any(flag in flags for flag in _BF16_FLAGS)
