@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
+from transformers import AutoTokenizer
 
-from vecfleet.common.errors import TextsTooLong
+from vecfleet.common.errors import ConfigError, TextsTooLong
+from vecfleet.worker.model_files import Kind, ModelFiles
 from vecfleet.worker.prompts import QWEN3_PREFIX, QWEN3_SUFFIX, qwen3_question
 from vecfleet.worker.step_loop import Encoded
 
@@ -56,6 +58,14 @@ class TextTokenizer:
             Encoded(Tokens(np.array(encoding.ids, np.int32)), len(encoding), was_cut)
             for encoding, was_cut in zip(encodings, cut, strict=True)
         ]
+
+    def question_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, kind: Kind, instruction: str, truncate: bool
+    ) -> list[Encoded[Tokens]]:
+        """Each (query, document) as a reranker of this kind reads it; raises ``TextsTooLong``."""
+        if kind == "cross-encoder":
+            return self.pairs(pairs, truncate=truncate)
+        return self.qwen3_pairs(pairs, instruction, truncate=truncate)
 
     def pairs(self, pairs: Sequence[tuple[str, str]], *, truncate: bool) -> list[Encoded[Tokens]]:
         """Each (query, document) as one text of two parts; the document is cut.
@@ -146,6 +156,20 @@ class TextTokenizer:
                 indices=long,
                 field="query",
             )
+
+
+def load_tokenizer(files: ModelFiles) -> TextTokenizer:
+    """The model's fast tokenizer; raises ``ConfigError`` for a model without one."""
+    tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, use_fast=True)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(f"{files.name} has no fast tokenizer (tokenizer.json)", field="model")
+    return TextTokenizer(
+        backend,
+        files.max_tokens,
+        pad_id=tokenizer.pad_token_id or 0,
+        reads_types="token_type_ids" in tokenizer.model_input_names,
+    )
 
 
 def _check_cut(cut: list[bool], truncate: bool) -> None:

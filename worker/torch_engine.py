@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
-from vecfleet.common.errors import EngineFailed, InvalidInput, TextsTooLong
+from vecfleet.common.errors import InvalidInput
+from vecfleet.worker.cosine_rerank import rerank_by_cosine
 from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
 from vecfleet.worker.model_files import ModelFiles, find_model
-from vecfleet.worker.prompts import query_prompt, takes_instruction
-from vecfleet.worker.step_loop import Encode, StepLoop
-from vecfleet.worker.tokenizer import TextTokenizer, Tokens
-from vecfleet.worker.torch_loading import TorchSettings, load_model, load_tokenizer
+from vecfleet.worker.step_loop import StepLoop
+from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
+from vecfleet.worker.torch_loading import TorchSettings, load_model
 from vecfleet.worker.torch_model import TorchModel
 
 
@@ -102,47 +100,23 @@ class TorchEngine:
     ) -> Scores:
         """See ``Engine.rerank``."""
         if self._files.kind == "embedding":
-            return await self._rerank_by_cosine(pairs, priority, instruction, truncate)
-        encode: Encode[tuple[str, str], Tokens]
-        if self._files.kind == "cross-encoder":
-            encode = partial(self._tokenizer.pairs, truncate=truncate)
-        else:
-            encode = partial(
-                self._tokenizer.qwen3_pairs, instruction=instruction, truncate=truncate
+            return await rerank_by_cosine(
+                self,
+                pairs,
+                document_prompt=self._files.document_prompt,
+                priority=priority,
+                instruction=instruction,
+                truncate=truncate,
             )
+        encode = partial(
+            self._tokenizer.question_pairs,
+            kind=self._files.kind,
+            instruction=instruction,
+            truncate=truncate,
+        )
         rows = await self._steps.submit(pairs, encode, priority=priority, whole=not truncate)
         return Scores(rows.values[:, 0], rows.tokens, rows.truncated)
 
     async def close(self) -> None:
         """See ``Engine.close``."""
         await self._steps.close()
-
-    async def _rerank_by_cosine(
-        self, pairs: Sequence[tuple[str, str]], priority: Priority, instruction: str, truncate: bool
-    ) -> Scores:
-        """(1 + cosine) / 2; each distinct query is embedded once, before the documents."""
-        places: dict[str, int] = {}
-        asks = [places.setdefault(query, len(places)) for query, _ in pairs]
-        before = self.card.prompts.get("query", "")
-        if instruction and takes_instruction(self.card.prompts):
-            before = query_prompt(instruction)
-        texts = [before + query for query in places]
-        texts += [self._files.document_prompt + document for _, document in pairs]
-        try:
-            found = await self.embed(texts, priority=priority, prompt="", truncate=truncate)
-        except (TextsTooLong, EngineFailed) as error:
-            # The places of texts, queries first, become those of pairs.
-            failed = set(error.indices)
-            indices = [
-                pair
-                for pair, ask in enumerate(asks)
-                if ask in failed or len(places) + pair in failed
-            ]
-            raise type(error)(error.message, indices=indices, field=error.field) from error
-        queries, documents = found.vectors[: len(places)], found.vectors[len(places) :]
-        cosines = np.einsum("nd,nd->n", queries[asks], documents) if pairs else np.empty(0)
-        tokens, truncated = found.tokens[len(places) :], found.truncated[len(places) :]
-        for query in range(len(places)):
-            tokens[asks.index(query)] += found.tokens[query]  # computed once, counted once
-        scores = np.clip((1 + cosines) / 2, 0, 1).astype(np.float32)
-        return Scores(scores, tokens, truncated)

@@ -12,7 +12,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -51,20 +50,6 @@ class TorchSettings:
     task: TaskName = "auto"
     chosen: Mapping[str, Any] = field(default_factory=dict)  # what the card tells of the plan
     on_step: OnStep | None = None  # called on the step thread before each step
-
-
-def load_tokenizer(files: ModelFiles) -> TextTokenizer:
-    """The model's fast tokenizer; raises ``ConfigError`` for a model without one."""
-    tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, use_fast=True)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ConfigError(f"{files.name} has no fast tokenizer (tokenizer.json)", field="model")
-    return TextTokenizer(
-        backend,
-        files.max_tokens,
-        pad_id=tokenizer.pad_token_id or 0,
-        reads_types="token_type_ids" in tokenizer.model_input_names,
-    )
 
 
 def load_model(files: ModelFiles, tokenizer: TextTokenizer, settings: TorchSettings) -> TorchModel:

@@ -1,0 +1,49 @@
+"""Reranks with an embedding model alone: by the cosine of query and document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vecfleet.common.errors import EngineFailed, TextsTooLong
+from vecfleet.worker.engine import Engine, Priority, Scores
+from vecfleet.worker.prompts import query_prompt, takes_instruction
+
+
+async def rerank_by_cosine(
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    document_prompt: str,
+    priority: Priority,
+    instruction: str,
+    truncate: bool,
+) -> Scores:
+    """(1 + cosine) / 2; each distinct query is embedded once, before the documents.
+
+    Errors as in ``Engine.rerank``, with the places of pairs.
+    """
+    places: dict[str, int] = {}
+    asks = [places.setdefault(query, len(places)) for query, _ in pairs]
+    before = engine.card.prompts.get("query", "")
+    if instruction and takes_instruction(engine.card.prompts):
+        before = query_prompt(instruction)
+    texts = [before + query for query in places]
+    texts += [document_prompt + document for _, document in pairs]
+    try:
+        found = await engine.embed(texts, priority=priority, prompt="", truncate=truncate)
+    except (TextsTooLong, EngineFailed) as error:
+        # The places of texts, queries first, become those of pairs.
+        failed = set(error.indices)
+        indices = [
+            pair for pair, ask in enumerate(asks) if ask in failed or len(places) + pair in failed
+        ]
+        raise type(error)(error.message, indices=indices, field=error.field) from error
+    queries, documents = found.vectors[: len(places)], found.vectors[len(places) :]
+    cosines = np.einsum("nd,nd->n", queries[asks], documents) if pairs else np.empty(0)
+    tokens, truncated = found.tokens[len(places) :], found.truncated[len(places) :]
+    for query in range(len(places)):
+        tokens[asks.index(query)] += found.tokens[query]  # computed once, counted once
+    scores = np.clip((1 + cosines) / 2, 0, 1).astype(np.float32)
+    return Scores(scores, tokens, truncated)
