@@ -79,6 +79,10 @@ class Settings(BaseModel):
     max_body_bytes: Count = limits.MAX_BODY_BYTES
     timeout_s: float = Field(30.0, gt=0)
 
+    max_memory_percent: float = Field(90.0, gt=0, le=100)
+    max_cpu_percent: float = Field(90.0, gt=0, le=100)
+    resource_check_s: float = Field(3.0, gt=0)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
@@ -143,6 +147,16 @@ def running_fleet(data: Path) -> dict[str, str]:
 def set_process_env(name: str, value: str) -> None:
     """Set a variable that a library reads when it is loaded, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def process_environment(**variables: str) -> dict[str, str]:
+    """This process's environment with ``variables`` on top, for a child."""
+    return {**os.environ, **variables}
+
+
+def process_env(name: str) -> str:
+    """A variable that is no setting but was put there by another process of ours; else empty."""
+    return os.environ.get(name, "")
 
 
 def visible_gpus() -> list[str] | None:

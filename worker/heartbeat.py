@@ -100,7 +100,11 @@ class Heartbeat:
         """Show the worker and renew the leases of its jobs."""
         jobs = self._jobs()
         says = self._announce()
-        state = "draining" if self._draining.is_set() else "busy" if jobs else "idle"
+        state = "busy" if jobs else "idle"
+        if self._draining.is_set():
+            state = "draining"
+        elif says.status.get("paused"):
+            state = "paused"
         says = replace(says, status={**says.status, "state": state, "jobs_in_flight": len(jobs)})
         lost = self._ledger.heartbeat(jobs, says)
         if lost:

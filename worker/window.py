@@ -18,7 +18,8 @@ class Window:
     """A bounded number of tokens and jobs in flight.
 
     There is always room for ``min_jobs`` jobs, however long their texts: with fewer than two
-    blocks in flight the engine would stand still while the next one is on its way.
+    blocks in flight the engine would stand still while the next one is on its way. Only a window
+    that is paused has room for nothing.
     """
 
     def __init__(self, *, max_tokens: int, max_jobs: int, min_jobs: int = 1) -> None:
@@ -27,10 +28,13 @@ class Window:
         self._min_jobs = min_jobs
         self._tokens = 0
         self._jobs = 0
+        self._paused = False
         self._changed = threading.Condition()
 
     def room(self) -> Room | None:
         """What may be claimed now, None when nothing may."""
+        if self._paused:
+            return None
         jobs = self._max_jobs - self._jobs
         tokens = self._max_tokens - self._tokens
         if jobs <= 0 or (tokens <= 0 and self._jobs >= self._min_jobs):
@@ -57,6 +61,23 @@ class Window:
             self._tokens -= tokens
             self._jobs -= 1
             self._changed.notify_all()
+
+    def limit(self, max_tokens: int) -> None:
+        """From now on so many tokens may be in flight; what is above that is worked off."""
+        with self._changed:
+            self._max_tokens = max_tokens
+            self._changed.notify_all()
+
+    def pause(self, paused: bool) -> None:
+        """Claim nothing while ``paused``; what is in flight goes on."""
+        with self._changed:
+            self._paused = paused
+            self._changed.notify_all()
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens may be in flight now."""
+        return self._max_tokens
 
     def wait_until_empty(self, timeout_s: float) -> bool:
         """Block until nothing is in flight; False when that took longer than ``timeout_s``."""

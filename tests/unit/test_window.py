@@ -43,3 +43,31 @@ def test_a_waiting_claimer_wakes_when_credit_returns():
     window.give_back(10)
     waiter.join(30)
     assert found == [Room(1, 10)]
+
+
+def test_a_limit_can_be_lowered_below_what_is_in_flight_and_raised_again():
+    window = Window(max_tokens=100, max_jobs=9, min_jobs=2)
+    for _ in range(3):
+        window.take(30)
+    window.limit(50)
+    assert window.max_tokens == 50
+    assert window.room() is None
+    window.give_back(30)
+    window.give_back(30)
+    assert window.room() == Room(8, 20)
+    window.limit(1)
+    assert window.room() == Room(1, 1)  # the second block, whatever the limit
+    window.limit(100)
+    assert window.room() == Room(8, 70)
+
+
+def test_a_paused_window_has_room_for_nothing_and_wakes_its_claimer_when_it_is_over():
+    window = Window(max_tokens=10, max_jobs=2, min_jobs=2)
+    window.pause(True)
+    assert window.room() is None
+    found = []
+    waiter = threading.Thread(target=lambda: found.append(window.wait_for_room(30)))
+    waiter.start()
+    window.pause(False)
+    waiter.join(30)
+    assert found == [Room(2, 10)]
