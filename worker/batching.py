@@ -117,7 +117,10 @@ class Batcher(Generic[C, P]):
     def __init__(
         self, step_tokens: int, cost: CostRule = packed_cost, *, step_texts: int | None = None
     ) -> None:
-        """``step_tokens`` is the most that ``cost`` may come to in one batch of several texts."""
+        """``step_tokens`` is the most that ``cost`` may come to in one batch of several texts.
+
+        It may be changed between two batches.
+        """
         self.step_tokens = step_tokens
         self.step_texts = step_texts or sys.maxsize
         self._cost = cost
@@ -135,6 +138,11 @@ class Batcher(Generic[C, P]):
     def pending_tokens(self) -> int:
         """Tokens that wait."""
         return self._bulk_tokens + self._interactive_tokens
+
+    def cost(self, entries: Sequence[Entry[C, P]]) -> int:
+        """What a step of ``entries`` comes to by this batcher's rule."""
+        lengths = [entry.length for entry in entries]
+        return self._cost(len(lengths), sum(lengths), max(lengths, default=0))
 
     def add(self, priority: Priority, entries: Sequence[Entry[C, P]]) -> None:
         """Let ``entries``, all of one call, wait."""

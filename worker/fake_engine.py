@@ -81,6 +81,9 @@ class _FakeRunner:
                 row[:] = fake_vector(payload[0], self.width)
         return rows
 
+    def free_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
+
     def close(self) -> None:
         pass
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
 from vecfleet.worker.batching import Batch, Batcher, Entry
 from vecfleet.worker.engine import EngineStats, Priority
+from vecfleet.worker.step_budget import StepBudget
 
 SMALL_CALL_TEXTS = 8
 SMALL_CALL_CHARS = 8 << 10
@@ -71,6 +72,10 @@ class Runner(Protocol[P]):
         """One forward pass: (n, width). May raise anything; NaN marks a text that failed."""
         ...
 
+    def free_memory(self, error: Exception) -> bool:
+        """Whether ``error`` says that memory ran out; then what is not needed was given back."""
+        ...
+
     def close(self) -> None:
         """Free the model."""
         ...
@@ -103,6 +108,7 @@ class StepLoop(Generic[P]):
         self._to_encode: list[_Call] = []
         self._batcher: Batcher[_Call, P]
         self._runner: Runner[P]
+        self._budget: StepBudget
         self._closing = False
         self._thread: threading.Thread | None = None
         self._encoders = {
@@ -123,6 +129,7 @@ class StepLoop(Generic[P]):
             try:
                 self._runner = load()
                 self._batcher = self._runner.make_batcher()
+                self._budget = StepBudget(self._batcher.step_tokens)
             except Exception as error:
                 _tell(loop, _settle_start, loaded, error)
                 return
@@ -262,6 +269,7 @@ class StepLoop(Generic[P]):
         finished = []
         with self._changed:
             self._running_tokens = 0
+            self._batcher.step_tokens = self._budget.tokens
             self._steps += 1
             self._tokens += batch.tokens
             self._texts += len(batch.entries)
@@ -278,20 +286,41 @@ class StepLoop(Generic[P]):
         for loop in {call.loop for call, _ in finished}:
             _tell(loop, _settle, [done for done in finished if done[0].loop is loop])
 
-    def _run(self, entries: list[Entry[_Call, P]]) -> None:
-        """One forward pass; where it fails, each half for itself, down to single texts."""
-        try:
-            values = self._runner.run([entry.payload for entry in entries])
-        except Exception as error:
-            if len(entries) == 1:
-                log.warning("the model failed on one text: %s", _said(error))
-                entries[0].call.failures[entries[0].place] = error
-                return
-            log.warning("a step of %d texts failed, halving it: %s", len(entries), _said(error))
-            middle = len(entries) // 2
-            self._run(entries[:middle])
-            self._run(entries[middle:])
+    def _run(self, entries: list[Entry[_Call, P]], *, tried: bool = False) -> None:
+        """One forward pass; where it fails, each half for itself, down to single texts.
+
+        Where memory ran out, later steps are smaller, and a single text is tried once more with
+        the memory that was given back.
+        """
+        found = self._try(entries)
+        if not isinstance(found, Exception):
+            self._budget.went_well()
+            self._take(entries, found)
             return
+        no_memory = self._runner.free_memory(found)
+        if len(entries) == 1:
+            if no_memory and not tried:
+                self._run(entries, tried=True)
+                return
+            log.warning("the model failed on one text: %s", _said(found))
+            entries[0].call.failures[entries[0].place] = found
+            return
+        if no_memory:
+            self._budget.out_of_memory(self._batcher.cost(entries))
+        log.warning("a step of %d texts failed, halving it: %s", len(entries), _said(found))
+        middle = len(entries) // 2
+        self._run(entries[:middle])
+        self._run(entries[middle:])
+
+    def _try(self, entries: list[Entry[_Call, P]]) -> NDArray[np.float32] | Exception:
+        """The pass's rows or its error, without the frames that would keep its buffers alive."""
+        try:
+            return self._runner.run([entry.payload for entry in entries])
+        except Exception as error:
+            error.__context__ = error.__cause__ = None
+            return error.with_traceback(None)
+
+    def _take(self, entries: list[Entry[_Call, P]], values: NDArray[np.float32]) -> None:
         for entry, row in zip(entries, values, strict=True):
             entry.call.rows.values[entry.place] = row
         for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():

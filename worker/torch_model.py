@@ -28,6 +28,7 @@ TIMED_TOKENS, TIMED_LENGTH = 512, 61  # passages are about so long; an odd lengt
 # A lone query's products are too small to share: a second thread gains little, and costs much when
 # its core is busy with another process.
 ONE_THREAD_TOKENS = 32
+_NO_HOST_MEMORY = "can't allocate memory"  # torch has no class of its own for it
 SAME_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
 SAME_SCORE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -153,6 +154,13 @@ class TorchModel:
             found = self._run_packed(payloads) if self.packed else self._run_padded(payloads)
             result: NDArray[np.float32] = found.float().cpu().numpy()
         return result
+
+    def free_memory(self, error: Exception) -> bool:
+        """See ``Runner``. On a GPU, what torch keeps for later passes is given back."""
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return True
+        return isinstance(error, RuntimeError) and _NO_HOST_MEMORY in str(error)
 
     def close(self) -> None:
         """Free the model."""
