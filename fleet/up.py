@@ -21,9 +21,9 @@ from typing import Any, TextIO
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import FLEET_FILE, Settings
 from vecfleet.fleet.console import FLEET, Console, log_line
-from vecfleet.fleet.engine_options import engine_arguments
-from vecfleet.fleet.machine import answers, check_port, count_gpus, locked
-from vecfleet.fleet.presence import workers_here
+from vecfleet.fleet.machine import answers, check_port, locked
+from vecfleet.fleet.pool import sized, worker_specs
+from vecfleet.fleet.presence import note_ready
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import (
     find_redis_server,
@@ -34,6 +34,8 @@ from vecfleet.fleet.redis_server import (
     redis_log_line,
 )
 from vecfleet.fleet.supervisor import ChildSpec, OnEvent, Output, Supervisor, stop_on_signals
+from vecfleet.fleet.worker_plan import Group, choose_gpus, group_gpus, plan_workers
+from vecfleet.worker.machine import read_gpus
 
 _POLL_S = 0.1
 _PATIENCE_S = 15.0  # between two lines that tell what the start waits for
@@ -64,7 +66,7 @@ class Fleet:
         self._held = ExitStack()
         self._port = options.settings.port or free_port()
         self._address = private_address(self._data / "redis")
-        self._plan: list[list[ChildSpec]] = []
+        self._noting: asyncio.Task[None] | None = None
 
     @property
     def http_url(self) -> str:
@@ -101,12 +103,13 @@ class Fleet:
                 (*arguments, "--loglevel", "warning"),
                 drain_s=_REDIS_DRAIN_S,
                 death_signal=signal.SIGTERM,  # it writes its file to the end
+                shows_itself=False,
             )
         )
         await self._until(lambda: [] if is_ready(self.redis_url) else ["redis"])
-        self._plan = await asyncio.to_thread(lambda: list(self._stages()))  # may ask torch
-        for stage in self._plan:
+        for stage in await asyncio.to_thread(lambda: list(self._stages())):
             self._supervisor.start(*stage)
+        self._noting = asyncio.create_task(note_ready(self._supervisor, self.redis_url))
         self._held.enter_context(self._told())
         await self._until(self._missing)
         self._supervisor.settled()
@@ -118,6 +121,9 @@ class Fleet:
     async def stop(self) -> None:
         """Drain everything, the gateway first and Redis last."""
         await self._supervisor.stop()
+        if self._noting is not None:
+            self._noting.cancel()
+            await asyncio.gather(self._noting, return_exceptions=True)
         self._held.close()
 
     def kill(self) -> None:
@@ -128,40 +134,42 @@ class Fleet:
         index = ("aggregator", "--data", str(self._data), "--only")
         yield [self._role("search", *index, "search")]
         yield [self._role("writer", *index, "writer", *self._standing_back())]
-        yield list(self._workers())
+        yield self._workers()
         models = ["--model", served_name(self._settings.model)]
         if self._settings.reranker:
             models += ["--reranker", served_name(self._settings.reranker)]
         listen = ("--host", self._settings.host, "--port", str(self._port))
-        yield [self._role("gateway", "gateway", *listen, *models)]
+        yield [self._role("gateway", "gateway", *listen, *models, shows_itself=False)]
 
-    def _workers(self) -> Iterator[ChildSpec]:
+    def _workers(self) -> list[ChildSpec]:
         settings = self._settings
-        given = [*engine_arguments(settings), *self._standing_back()]
-        devices = [settings.device]
-        if settings.device == "auto":
-            devices = [f"cuda:{gpu}" for gpu in range(count_gpus())] or ["auto"]
-        number = self._options.workers or len(devices)
-        for place in range(number):
-            name = "worker" if number == 1 else f"worker-{place}"
-            device = devices[place % len(devices)]
-            yield self._worker(name, settings.model, device, given)
+        groups = _groups(settings)
+        number = self._options.workers or len(groups)
+        embedder = sized(settings.model, settings)
+        placed = [
+            ("worker" if number == 1 else f"worker-{n}", embedder, groups[n % len(groups)])
+            for n in range(number)
+        ]
         if settings.reranker:
-            yield self._worker("reranker", settings.reranker, devices[0], given)
-
-    def _worker(self, name: str, model: str, device: str, given: list[str]) -> ChildSpec:
-        named = ("--model", model, "--served-name", served_name(model))
-        return self._role(name, "worker", *named, *given, "--device", device)
+            placed.append(("reranker", sized(settings.reranker, settings), groups[0]))
+        return worker_specs(
+            plan_workers(placed, settings.gpu_memory_utilization),
+            settings,
+            self.redis_url,
+            niceness=self._options.niceness,
+            served_names={model.name: served_name(model.name) for _, model, _ in placed},
+        )
 
     def _standing_back(self) -> tuple[str, str]:
         return "--niceness", str(self._options.niceness)
 
-    def _role(self, name: str, *arguments: str) -> ChildSpec:
+    def _role(self, name: str, *arguments: str, shows_itself: bool = True) -> ChildSpec:
         return ChildSpec(
             name,
             # JSON lines, whatever the terminal: the console makes them readable.
             tuple(role_command("--log-format", "json", *arguments)),
             environment=self._settings.environment(redis_url=self.redis_url),
+            shows_itself=shows_itself,
         )
 
     @contextmanager
@@ -188,17 +196,7 @@ class Fleet:
 
     def _missing(self) -> list[str]:
         """The processes that are not at work yet."""
-        pids = self._supervisor.pids()
-        try:
-            at_work = workers_here(self.redis_url)
-        except VecfleetError:
-            return ["redis"]
-        names = [
-            spec.name
-            for stage in self._plan
-            for spec in stage
-            if spec.name != "gateway" and pids.get(spec.name) not in at_work
-        ]
+        names = sorted(self._supervisor.not_ready())
         return names or ([] if answers(f"{self.http_url}/health") else ["gateway"])
 
     def _print(self, name: str, line: str) -> None:
@@ -208,6 +206,15 @@ class Fleet:
 
     def _say(self, message: str) -> None:
         self._output(FLEET, log_line(message))
+
+
+def _groups(settings: Settings) -> list[Group]:
+    """The GPUs that ``--device`` means, as many at a time as a model needs; or the CPU."""
+    kind, _, number = settings.device.partition(":")
+    if kind not in ("auto", "cuda"):
+        return [()]
+    gpus = choose_gpus(number or "all", read_gpus())
+    return group_gpus(gpus, settings.tensor_parallel_size or 1)
 
 
 def served_name(model: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU that this process may use."""
+    """One GPU, or an instance of one that is cut, that this process may use."""
 
     index: int  # among those visible to this process, as in "cuda:0"
     uuid: str
@@ -62,11 +62,12 @@ def read_gpus() -> tuple[Gpu, ...]:
     with nvml() as library:
         if library is None:
             return ()
-        handles = [
+        wholes = [
             library.nvmlDeviceGetHandleByIndex(index)
             for index in range(library.nvmlDeviceGetCount())
         ]
-        found = [_read_gpu(library, index, handle) for index, handle in enumerate(handles)]
+        parts = [(part, whole) for whole in wholes for part in _parts(library, whole)]
+        found = [_read_gpu(library, index, *handles) for index, handles in enumerate(parts)]
     wanted = visible_gpus()
     if wanted is None:
         return tuple(found)
@@ -105,9 +106,49 @@ def nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _read_gpu(library: Any, index: int, handle: Any) -> Gpu:
+class GpuMemory:
+    """The memory of one GPU, to be read again and again."""
+
+    def __init__(self, uuid: str) -> None:
+        self._held = ExitStack()
+        self._library = self._held.enter_context(nvml())
+        self._handle = self._library and self._library.nvmlDeviceGetHandleByUUID(uuid)
+
+    def read(self) -> tuple[int, int]:
+        """Total and free bytes; (0, 0) where NVML does not say."""
+        if self._library is None:
+            return 0, 0
+        try:
+            memory = self._library.nvmlDeviceGetMemoryInfo(self._handle)
+        except self._library.NVMLError:
+            return 0, 0
+        return int(memory.total), int(memory.free)
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        self._held.close()
+
+
+def _parts(library: Any, whole: Any) -> list[Any]:
+    """The MIG instances of a GPU that is cut into some, else the GPU itself."""
+    try:
+        is_cut, _ = library.nvmlDeviceGetMigMode(whole)
+    except library.NVMLError:  # it knows of no such thing
+        is_cut = 0
+    if not is_cut:
+        return [whole]
+    parts = []
+    for place in range(library.nvmlDeviceGetMaxMigDeviceCount(whole)):
+        try:
+            parts.append(library.nvmlDeviceGetMigDeviceHandleByIndex(whole, place))
+        except library.NVMLError:  # this place is empty
+            continue
+    return parts
+
+
+def _read_gpu(library: Any, index: int, handle: Any, whole: Any) -> Gpu:
     memory = library.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
+    major, minor = library.nvmlDeviceGetCudaComputeCapability(whole)
     return Gpu(
         index=index,
         uuid=_text(library.nvmlDeviceGetUUID(handle)),

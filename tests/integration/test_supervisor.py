@@ -41,8 +41,20 @@ HAS_A_CHILD = (
     "signal.pause()"
 )
 
+HAS_A_DAEMON = (
+    "import os, signal\n"
+    "if os.fork():\n"
+    "    signal.pause()\n"
+    "os.setsid()\n"
+    "if os.fork():\n"
+    "    os._exit(0)\n"
+    "print(os.getpid(), flush=True)\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "while True: signal.pause()"
+)
 
-def spec(name: str, code: str, **options: float) -> ChildSpec:
+
+def spec(name: str, code: str, **options: object) -> ChildSpec:
     return ChildSpec(name, (sys.executable, "-c", code), **options)  # type: ignore[arg-type]
 
 
@@ -55,6 +67,16 @@ class Watched:
         self.supervisor = Supervisor(
             lambda name, line: self.lines.append((name, line)),
             lambda event, name: self.events.append((event, name)),
+        )
+
+    async def said_again(self, name: str) -> None:
+        """Wait until ``name`` runs anew and printed something."""
+        await eventually(
+            lambda: (
+                self.events.count(("started", name)) == 2
+                and len([line for line in self.lines if not line[1].startswith("{")]) == 2
+            ),
+            what=f"{name} once more",
         )
 
     async def said(self, name: str, line: str, times: int = 1) -> None:
@@ -120,6 +142,105 @@ async def test_what_a_dead_child_started_is_ended_too() -> None:
 
     os.kill(watched.supervisor.pids()["parent"], signal.SIGKILL)
     await eventually(lambda: not process_exists(grandchild), what="the grandchild's end")
+    await watched.supervisor.stop()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_what_left_its_session_and_lost_its_parent_is_ended_too(end: signal.Signals) -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("parent", HAS_A_DAEMON))
+    await eventually(lambda: watched.lines, what="the daemon's pid")
+    daemon, parent = int(watched.lines[0][1]), watched.supervisor.pids()["parent"]
+    assert os.getsid(daemon) not in (os.getsid(0), daemon)
+    assert os.getpgid(daemon) != parent
+
+    if end == signal.SIGKILL:  # it crashes, and by its restart nothing of the first one is there
+        os.kill(parent, end)
+        await watched.said_again("parent")
+        assert not process_exists(daemon)
+        daemon = int(watched.lines[-1][1])
+        assert process_exists(daemon)
+    await watched.supervisor.stop()
+    assert not process_exists(daemon)
+
+
+async def test_a_family_of_another_child_is_left_alone() -> None:
+    watched = Watched()
+    watched.supervisor.start(spec("one", HAS_A_DAEMON), spec("two", HAS_A_DAEMON))
+    await eventually(lambda: len(watched.lines) == 2, what="two daemons")
+    daemons = {name: int(line) for name, line in watched.lines}
+    os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+    await eventually(lambda: not process_exists(daemons["one"]), what="the daemon's end")
+    assert process_exists(daemons["two"])
+    await watched.supervisor.stop()
+    assert not process_exists(daemons["two"])
+
+
+async def test_children_with_one_turn_start_one_after_the_other() -> None:
+    watched = Watched()
+    turn, other = asyncio.Lock(), asyncio.Lock()
+    first, second = spec("first", WAITS, turn=turn), spec("second", WAITS, turn=turn)
+    watched.supervisor.start(first, second, spec("elsewhere", WAITS, turn=other))
+    await watched.said("first", "up")
+    await watched.said("elsewhere", "up")
+    assert ("started", "second") not in watched.events
+
+    watched.supervisor.ready([watched.supervisor.pids()["first"]])
+    await watched.said("second", "up")
+    assert watched.supervisor.not_ready() == {"second", "elsewhere"}
+
+    os.kill(watched.supervisor.pids()["first"], signal.SIGKILL)  # and again it waits its turn
+    await eventually(lambda: ("ended", "first") in watched.events, what="its end")
+    assert watched.events.count(("started", "first")) == 1
+    watched.supervisor.ready([watched.supervisor.pids()["second"]])
+    await watched.said("first", "up", times=2)
+    await watched.supervisor.stop()
+
+
+async def test_one_that_dies_while_starting_gives_its_turn_up() -> None:
+    watched = Watched()
+    turn = asyncio.Lock()
+    watched.supervisor.start(
+        spec("broken", "raise SystemExit('boom')", turn=turn), spec("good", WAITS, turn=turn)
+    )
+    await watched.said("good", "up")
+    async with asyncio.timeout(30):
+        await watched.supervisor.stop()
+
+
+async def test_one_that_was_ready_may_fail_as_often_as_it_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.001)
+    watched = Watched()
+    watched.supervisor.start(spec("one", WAITS, max_failed_starts=2))
+    for times in range(1, 5):
+        await watched.said("one", "up", times=times)
+        watched.supervisor.ready([watched.supervisor.pids()["one"]])
+        os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+    failure = asyncio.create_task(watched.supervisor.failure())
+    await watched.said("one", "up", times=5)
+    assert not failure.done()
+    for times in (6, 7):
+        os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+        if times == 6:
+            await watched.said("one", "up", times=times)
+    async with asyncio.timeout(30):
+        assert "one failed 2 times in a row" in str(await failure)
+    await watched.supervisor.stop()
+
+
+async def test_one_that_found_no_redis_is_tried_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("vecfleet.fleet.supervisor.LAST_DELAY_S", 0.01)
+    watched = Watched()
+    watched.supervisor.start(spec("early", "import sys; sys.exit(3)", max_failed_starts=1))
+    failure = asyncio.create_task(watched.supervisor.failure())
+    await eventually(lambda: watched.events.count(("ended", "early")) > 3, what="more tries")
+    assert not failure.done()
+    failure.cancel()
     await watched.supervisor.stop()
 
 
