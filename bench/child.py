@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from vecfleet.common.errors import EngineFailed
 from vecfleet.fleet.process import dies_with_parent
@@ -55,8 +56,16 @@ class Child:
     ) -> None:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what it has started itself
         await self._process.wait()
+
+    async def finish(self, patience_s: float) -> None:
+        """Let it end in order, as engines with processes of their own should."""
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._process.wait()
 
     async def ask(self, do: str, **options: Any) -> dict[str, Any]:
         """Carry out a command and wait for what comes of it; raises ``EngineFailed``."""
@@ -79,10 +88,22 @@ class Child:
         return told
 
 
-async def serve(handlers: Mapping[str, Handler], on_stop: Callable[[], None] | None = None) -> None:
+def answers_apart() -> TextIO:
+    """A stream for the answers alone: whatever else is printed here goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+async def serve(
+    handlers: Mapping[str, Handler],
+    on_stop: Callable[[], None] | None = None,
+    answers: TextIO | None = None,
+) -> None:
     """The child's end: carry out the commands of stdin until it closes.
 
-    The command "stop" has no answer: it reaches ``on_stop`` while another command runs.
+    The command "stop" has no answer: it reaches ``on_stop`` while another command runs. Answers go
+    to ``answers``, standard output by default.
     """
     loop = asyncio.get_running_loop()
     commands: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -99,5 +120,5 @@ async def serve(handlers: Mapping[str, Handler], on_stop: Callable[[], None] | N
     reader = loop.run_in_executor(None, read)
     while (command := await commands.get()) is not None:
         answer = await handlers[command.pop("do")](command)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), flush=True, file=answers)
     await reader

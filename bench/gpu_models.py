@@ -105,7 +105,8 @@ def build(folder: Path, role: Role, tokenizer: Tokenizer, shape: Shape, device: 
     place.mkdir(parents=True)
     _write(place / "config.json", shape.config())
     save_file(_weights(shape, device), place / "model.safetensors", metadata={"format": "pt"})
-    PreTrainedTokenizerFast(
+    whole: Any = PreTrainedTokenizerFast
+    whole(
         tokenizer_object=tokenizer,
         eos_token=IM_END if role == "reranker" else END_OF_TEXT,
         pad_token=END_OF_TEXT,

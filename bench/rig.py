@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from vecfleet.bench import processes
 from vecfleet.bench.child import Child
-from vecfleet.common import keys
+from vecfleet.bench.worker_status import fresh_worker_status, worker_status
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import EngineFailed
 from vecfleet.common.fleet_client import FleetClient
@@ -112,23 +112,11 @@ class Rig:
 
     async def worker_status(self) -> dict[str, float]:
         """The numbers in the worker's last heartbeat."""
-        status: dict[str, float] = {}
-        async for key in self.client.redis.scan_iter(f"{keys.worker('worker')}*"):
-            for name, value in cast(Any, await self.client.redis.hgetall(key)).items():
-                try:
-                    status[name.decode()] = float(value)
-                except ValueError:
-                    continue
-        return status
+        return await worker_status(self.client.redis)
 
     async def fresh_worker_status(self, name: str) -> dict[str, float]:
         """The worker's status just after its counter ``name`` has changed."""
-        before = (await self.worker_status())[name]
-        while True:
-            status = await self.worker_status()
-            if status[name] != before:
-                return status
-            await asyncio.sleep(_POLL_S / 5)
+        return await fresh_worker_status(self.client.redis, name)
 
     async def until_calm(self, collection: Collection, calm_s: float = CALM_S) -> dict[str, Any]:
         """Wait until nothing is merged or built any more; returns the collection's numbers.
