@@ -99,7 +99,7 @@ class Aggregator:
         # What is still on its way to a deleted collection is claimed and discarded.
         self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
         try:
-            self.publish()
+            self._publish()
         except QueueFull as error:
             log.warning("the catalogue is published later: %s", error)
 
@@ -124,7 +124,11 @@ class Aggregator:
         ]
 
     def publish(self) -> None:
-        """Make Redis's copy of the catalogue true again, whatever happened to it."""
+        """Make Redis's copy of the catalogue true again, whatever happened to it; waits for it."""
+        # In the thread that creates and deletes: a copy of an older state must not come last.
+        self._disk.submit(self._publish).result()
+
+    def _publish(self) -> None:
         by_tenant: dict[str, dict[str, bytes]] = {keys.DEFAULT_TENANT: {}}
         for collection in list(self._collections.values()):
             if self._catalog.by_uid(collection.uid) is not None:
@@ -280,7 +284,7 @@ class Aggregator:
         def work() -> Collection:
             collection = self._catalog.create(name, chosen, tenant)
             self._adopt(collection)
-            self.publish()
+            self._publish()
             return collection
 
         return Answer((await self.on_disk(work)).to_wire())
@@ -296,7 +300,7 @@ class Aggregator:
                 writer.close()
             self._deleted = [*self._deleted, uid]
             self._collections.pop(uid, None)
-            self.publish()
+            self._publish()
             with translated():
                 self._redis.delete(keys.version(uid), keys.outstanding(uid))
             return uid

@@ -1,0 +1,90 @@
+"""The aggregator's catalogue and merges, on a real Redis and a real folder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis
+
+from vecfleet.common import keys, payloads
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.redis_client import connect
+from vecfleet.worker.aggregator import Aggregator
+from vecfleet.worker.catalog import Catalog
+from vecfleet.worker.job import Answer, ClaimedJob
+
+SPEC = CollectionSpec(model="m", space="0" * 16, dimension=8)
+
+
+@pytest.fixture
+def client(redis_url: str) -> redis.Redis:
+    return connect(redis_url)
+
+
+@pytest.fixture
+async def aggregator(client: redis.Redis, tmp_path: Path) -> AsyncIterator[Aggregator]:
+    made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None)
+    await made.on_disk(made.open)
+    yield made
+    await asyncio.to_thread(made.close)
+
+
+def catalog_job(function: str, name: str, tenant: str = keys.DEFAULT_TENANT) -> ClaimedJob:
+    payload = {"name": name, "tenant": tenant, "spec": SPEC.to_wire()}
+    return ClaimedJob(
+        id=f"{function}-{name}",
+        execution="e",
+        queue=keys.catalog_queue(tenant=tenant),
+        function=function,
+        payload=payload,
+        tokens=1,
+        claimed_us=0,
+        enqueued_us=0,
+        attempts=1,
+    )
+
+
+async def create(
+    aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_TENANT
+) -> Collection:
+    answer = await aggregator.create(catalog_job(payloads.CREATE, name, tenant))
+    assert isinstance(answer, Answer)
+    return Collection.from_wire(answer.body)
+
+
+async def delete(aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_TENANT) -> None:
+    await aggregator.delete(catalog_job(payloads.DELETE, name, tenant))
+
+
+def published(client: redis.Redis, tenant: str = keys.DEFAULT_TENANT) -> set[str]:
+    return {name.decode() for name in cast(Any, client.hkeys(keys.collections(tenant)))}
+
+
+async def test_the_catalogue_is_changed_and_published_in_one_thread(
+    aggregator: Aggregator, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publication that read before a change and wrote after it would undo the change."""
+    threads: set[int] = set()
+    hgetall = client.hgetall
+
+    def noting(key: str) -> object:
+        threads.add(threading.get_ident())
+        return hgetall(key)
+
+    monkeypatch.setattr(client, "hgetall", noting)
+    for number in range(10):
+        await asyncio.gather(
+            asyncio.to_thread(aggregator.publish), create(aggregator, f"c{number}")
+        )
+    await asyncio.gather(
+        asyncio.to_thread(aggregator.publish),
+        *(delete(aggregator, f"c{number}") for number in range(9)),
+    )
+    assert published(client) == {"c9"}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
