@@ -162,24 +162,24 @@ async def _prepare(run: Run, device: str) -> tuple[dict[str, Path], list[str], d
     """Models, texts and the matrix rate; returns the models' places, queries and mean lengths."""
     log = run.folder / "prepare.log"
     async with Child("gpu_prepare", log, device) as preparer:
-        about = asyncio.create_task(preparer.ask("about"))
+        preparer.tell("about")
         run.say("reading passages and training a tokenizer")
         passages = await asyncio.to_thread(texts.read_passages, run.sizes.passages)
         tokenizer = await asyncio.to_thread(train_tokenizer, passages, run.sizes.vocabulary)
         saved = run.folder / "tokenizer.json"
         tokenizer.save(str(saved))
-        run.report.note("machine", **{k: v for k, v in (await about).items() if v is not None})
+        run.report.note(
+            "machine", **{k: v for k, v in (await preparer.answer()).items() if v is not None}
+        )
         run.say("measuring the matrix rate")
         rates = await preparer.ask("rate", sizes=run.sizes.matmul)
         run.peak_flops = max(rates.values())
         by_size = {size: round(rate / 1e12, 3) for size, rate in rates.items()}
         run.report.figure("matmul_tflops", run.peak_flops / 1e12, by_size=by_size)
         run.say(f"bf16 matrix rate: {by_size} TFLOP/s; building the models")
-        building = asyncio.create_task(
-            preparer.ask("build", folder=str(run.folder), tokenizer=str(saved), tiny=run.sizes.tiny)
-        )
+        preparer.tell("build", folder=str(run.folder), tokenizer=str(saved), tiny=run.sizes.tiny)
         queries, lengths = await asyncio.to_thread(_write_texts, run, tokenizer, passages)
-        models = {role: Path(place) for role, place in (await building).items()}
+        models = {role: Path(place) for role, place in (await preparer.answer()).items()}
         await preparer.finish(_END_S)
     run.say("models and texts are there")
     return models, queries, lengths
