@@ -84,6 +84,7 @@ class Aggregator:
         self._drains: set[asyncio.Task[None]] = set()
         self._out_of_service: set[str] = set()  # uids whose manifest cannot be read
         self._deleted: list[str] = []  # uids
+        self._tenants: frozenset[str] = frozenset()  # that have or had a collection
         self.discarded = 0  # shards of collections that were deleted
 
     def open(self) -> None:
@@ -98,6 +99,7 @@ class Aggregator:
                 log.error("collection %s is out of service: %s", collection.name, error)
         # What is still on its way to a deleted collection is claimed and discarded.
         self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
+        self._tenants = self._catalog.tenants()
         try:
             self._publish()
         except QueueFull as error:
@@ -112,9 +114,8 @@ class Aggregator:
 
     def queues(self) -> list[keys.QueueName]:
         """The merge queue of every collection, and the catalogue's own."""
-        tenants = {c.tenant for c in self._collections.values()} | {keys.DEFAULT_TENANT}
         return [
-            *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(tenants)),
+            *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(self._tenants)),
             *(
                 collection.merge_queue
                 for collection in list(self._collections.values())
@@ -129,11 +130,12 @@ class Aggregator:
         self._disk.submit(self._publish).result()
 
     def _publish(self) -> None:
-        by_tenant: dict[str, dict[str, bytes]] = {keys.DEFAULT_TENANT: {}}
+        # Also of tenants whose last collection was deleted: its record has to go.
+        by_tenant: dict[str, dict[str, bytes]] = {tenant: {} for tenant in self._tenants}
         for collection in list(self._collections.values()):
             if self._catalog.by_uid(collection.uid) is not None:
-                records = by_tenant.setdefault(collection.tenant, {})
-                records[collection.name] = codec.dumps(collection.to_wire())
+                record = codec.dumps(collection.to_wire())
+                by_tenant[collection.tenant][collection.name] = record
         with translated():
             for tenant, records in by_tenant.items():
                 key = keys.collections(tenant)
@@ -283,6 +285,7 @@ class Aggregator:
 
         def work() -> Collection:
             collection = self._catalog.create(name, chosen, tenant)
+            self._tenants |= {tenant}
             self._adopt(collection)
             self._publish()
             return collection

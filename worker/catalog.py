@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NU
     name TEXT NOT NULL, record BLOB NOT NULL, UNIQUE (tenant, name));
 CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
     removed INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
+INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
 """
 
 
@@ -92,10 +94,10 @@ class Catalog:
             found = self._find("tenant = ? AND name = ?", tenant, name)
             if found is None:
                 found = Collection(name, new_id(), spec, tenant, self.home, created_s=time.time())
-                self._db.execute(
-                    "INSERT INTO collections VALUES (?, ?, ?, ?)",
-                    (found.uid, tenant, name, msgpack.packb(found.to_wire())),
-                )
+                row = (found.uid, tenant, name, msgpack.packb(found.to_wire()))
+                with self._file.transaction():
+                    self._db.execute("INSERT INTO collections VALUES (?, ?, ?, ?)", row)
+                    self._db.execute("INSERT OR IGNORE INTO tenants VALUES (?)", (tenant,))
             elif found.spec != spec:
                 raise CollectionConflict(f"{name} exists with other settings: {found.spec}")
             return found
@@ -125,6 +127,12 @@ class Catalog:
         with self._used():
             query = "SELECT uid FROM deleted WHERE deleted_s >= ? ORDER BY deleted_s"
             return [uid for (uid,) in self._db.execute(query, (since_s,)).fetchall()]
+
+    def tenants(self) -> frozenset[str]:
+        """All tenants that have or had a collection here, and the default one."""
+        with self._used():
+            rows = self._db.execute("SELECT tenant FROM tenants").fetchall()
+        return frozenset({DEFAULT_TENANT, *(tenant for (tenant,) in rows)})
 
     def list(self, tenant: str | None = None) -> list[Collection]:
         """All collections, or one tenant's, by name."""

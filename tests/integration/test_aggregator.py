@@ -88,3 +88,33 @@ async def test_the_catalogue_is_changed_and_published_in_one_thread(
     assert published(client) == {"c9"}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
+
+
+async def test_the_last_collection_of_a_tenant_goes_from_redis(
+    aggregator: Aggregator, client: redis.Redis
+) -> None:
+    await create(aggregator, "books", "acme")
+    await create(aggregator, "books")
+    assert published(client, "acme") == {"books"}
+    await delete(aggregator, "books", "acme")
+    assert published(client, "acme") == set()
+    assert published(client) == {"books"}
+    assert keys.catalog_queue(tenant="acme") in aggregator.queues()
+    await create(aggregator, "again", "acme")
+    assert published(client, "acme") == {"again"}
+
+
+async def test_a_record_that_a_crash_left_goes_at_the_next_start(
+    client: redis.Redis, tmp_path: Path
+) -> None:
+    first = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None)
+    await first.on_disk(first.open)
+    await create(first, "books", "acme")
+    await asyncio.to_thread(first.close)
+    catalog = Catalog.open(tmp_path)
+    catalog.delete("books", "acme")  # and the process dies before it tells Redis
+    assert published(client, "acme") == {"books"}
+    second = Aggregator(catalog, client, 2, on_stale=lambda: None)
+    await second.on_disk(second.open)
+    await asyncio.to_thread(second.close)
+    assert published(client, "acme") == set()

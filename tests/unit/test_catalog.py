@@ -45,6 +45,8 @@ def test_tenants_do_not_see_each_other(catalog):
     assert first.uid != second.uid
     assert catalog.list("a") == [first]
     assert len(catalog.list()) == 2
+    catalog.delete("docs", "b")
+    assert catalog.tenants() == {"-", "a", "b"}
     with pytest.raises(UnknownCollection):
         catalog.get("docs", "c")
 
