@@ -35,7 +35,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.limits import BLOCK_DOCUMENTS
 from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.catalog import Catalog, partition_spec
-from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Outcome
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Outcome, Release
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
 from vecfleet.worker.shard import Shard, build_shard
 
@@ -93,10 +93,8 @@ class Aggregator:
             try:
                 self._adopt(collection)
             except (CorruptManifest, SpaceMismatch) as error:
-                # Its files are left as they are, its shards wait in Redis; the others go on.
                 self._collections[collection.uid] = collection
-                self._out_of_service.add(collection.uid)
-                log.error("collection %s is out of service: %s", collection.name, error)
+                self._retire(collection.uid, error)
         # What is still on its way to a deleted collection is claimed and discarded.
         self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
         self._tenants = self._catalog.tenants()
@@ -181,7 +179,12 @@ class Aggregator:
         if now >= self._watermark_at.get(uid, 0.0):
             self._watermark_at[uid] = now + _WATERMARK_S
             watermark = self._watermark_of(uid)
-        for failure in writer.maintain(watermark=watermark).failed:
+        try:
+            report = writer.maintain(watermark=watermark)
+        except CorruptManifest as error:
+            self._retire(uid, error)
+            return
+        for failure in report.failed:
             log.warning("maintenance of %s failed, tried again later: %s", uid, failure)
 
     def _watermark_of(self, uid: str) -> int | None:
@@ -225,7 +228,10 @@ class Aggregator:
         del self._waiting[uid]
 
     async def _applied(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
-        """Apply ``jobs``, again and again while the disk is full; their leases are kept alive."""
+        """Apply ``jobs``, again and again while the disk is full; their leases are kept alive.
+
+        An error that nobody foresaw is charged to the job that causes it alone.
+        """
         while True:
             try:
                 return await self.on_disk(lambda: self._apply(uid, jobs))
@@ -237,8 +243,10 @@ class Aggregator:
                 log.error("cannot merge into %s, trying again: %s", uid, error)
                 await asyncio.sleep(_RETRY_S)
             except Exception as error:
-                log.exception("cannot merge into %s", uid)
-                return [Failure(JobFailed(f"cannot be merged: {error}")) for _ in jobs]
+                log.exception("cannot merge %d shards into %s", len(jobs), uid)
+                if len(jobs) == 1:
+                    return [Failure(JobFailed(f"cannot be merged: {error}"))]
+                return [outcome for job in jobs for outcome in await self._applied(uid, [job])]
 
     def _next_batch(self, uid: str) -> list[_Waiting]:
         waiting = self._waiting[uid]
@@ -254,7 +262,7 @@ class Aggregator:
     def _apply(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
         writer = self._writers.get(uid)
         if writer is None and not self._catalog.was_deleted(uid):
-            raise Unavailable(f"collection {uid} is out of service; see the log of the start")
+            return [Release() for _ in jobs]  # claimed before the collection went out of service
         if writer is None:
             self.discarded += len(jobs)
             log.warning("discarded %d shards of a deleted collection", len(jobs))
@@ -266,9 +274,21 @@ class Aggregator:
                 shards.append(_shard_of(job, writer))
             except VecfleetError as error:
                 outcomes[job.id] = Failure(error)
-        for applied in writer.apply(shards) if shards else ():
+        try:
+            report = writer.apply(shards) if shards else ()
+        except CorruptManifest as error:
+            self._retire(uid, error)
+            return [Release() for _ in jobs]
+        for applied in report:
             outcomes[applied.shard_id] = _outcome(applied, jobs)
         return [outcomes[job.id] for job in jobs]
+
+    def _retire(self, uid: str, error: VecfleetError) -> None:
+        """Take a collection out of service: its files stay as they are, its shards in Redis."""
+        self._out_of_service.add(uid)
+        if writer := self._writers.pop(uid, None):
+            writer.close()
+        log.error("collection %s is out of service: %s", self._collections[uid].name, error)
 
     # catalogue
 
@@ -316,6 +336,7 @@ class Aggregator:
             spec = partition_spec(collection)
             self._writers[collection.uid] = PartitionWriter.open(directory, spec, self._token)
             self._collections[collection.uid] = collection
+            self._out_of_service.discard(collection.uid)
 
 
 def _named(job: ClaimedJob) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from vecfleet.common.errors import (
 )
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import Counts, Heartbeat, OnEvent, Timing
-from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Settlement
+from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Release, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 from vecfleet.worker.window import Window
 
@@ -345,7 +345,7 @@ class BatchWorker:
                 self._give_back(job)
             if isinstance(settlement.outcome, Failure):
                 self._counts.failed += done
-            else:
+            elif not isinstance(settlement.outcome, Release):
                 self._counts.succeeded += done
         self._note_idle()
         self._on_event("settled", sum(settled))

@@ -91,7 +91,12 @@ class Failure:
     error: VecfleetError
 
 
-Outcome = Answer | HandOn | Commit | Failure
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The job goes back to the front of its queue, uncharged: it cannot be done here now."""
+
+
+Outcome = Answer | HandOn | Commit | Failure | Release
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,15 @@ local function queue_job(id, queue, front)
   ring(queue)
 end
 
+-- Put a job that was claimed back to the front of its queue, uncharged; false if there is none.
+local function give_back(id, queue)
+  local key = 'rq:job:' .. id
+  if redis.call('EXISTS', key) == 0 then return false end
+  redis.call('HINCRBY', key, 'vf_attempts', -1)
+  queue_job(id, queue, true)
+  return true
+end
+
 -- Hand an answer to a client, if it still lives.
 local function answer(box, entry, ttl_s, most)
   if box == '' or redis.call('EXISTS', 'vf:alive:' .. box) == 0 then return end

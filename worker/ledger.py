@@ -33,6 +33,7 @@ from vecfleet.worker.job import (
     Failure,
     HandOn,
     Refused,
+    Release,
     Settlement,
     decode_claim,
 )
@@ -320,6 +321,8 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
         case Commit():
             name, documents, refused = "commit", outcome.documents, outcome.refused
             reply = codec.dumps([job.id, "ok", outcome.body])
+        case Release():
+            name = "release"
         case Failure(error):
             # Whoever waits for an answer gets the error; only what nobody waits for is kept.
             waits = bool(job.box) and not job.submission

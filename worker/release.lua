@@ -6,10 +6,6 @@
 local released = 0
 for at = #ARGV - 2, 1, -3 do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  if unlease(id, execution, queue) and redis.call('EXISTS', 'rq:job:' .. id) == 1 then
-    redis.call('HINCRBY', 'rq:job:' .. id, 'vf_attempts', -1)
-    queue_job(id, queue, true)
-    released = released + 1
-  end
+  if unlease(id, execution, queue) and give_back(id, queue) then released = released + 1 end
 end
 return released

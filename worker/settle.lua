@@ -11,9 +11,11 @@
 --   answer   the job is deleted, its reply goes to the box
 --   hand_on  the job moves to queue {target} with {payload} as its data
 --   commit   the job is deleted, its block is marked committed, its reply goes to the box
---   fail     a stock job with retries left is queued again; else it goes to the dead letter, {payload} is RQ's compressed reason; its block is
---            marked refused, its reply goes to the box
+--   fail     a stock job with retries left is queued again; else it goes to the dead letter,
+--            {payload} is RQ's compressed reason; its block is marked refused, its reply goes to
+--            the box
 --   finish   a stock job's result ({payload}) is kept for {target} seconds where RQ looks for it
+--   release  the job goes back to the front of its queue, and no attempt is charged
 -- Returns 1 for each job that was settled, 0 for each that was no longer ours
 local STRIDE = 15
 local worker, iso = ARGV[1], ARGV[2]
@@ -75,6 +77,8 @@ for at = 7, #ARGV, STRIDE do
         redis.call('HSET', 'rq:job:' .. id, 'vf_docs', docs, 'vf_refused', refused)
       end
       hand_on(id, queue, target, payload)
+    elseif outcome == 'release' then
+      give_back(id, queue)
     else
       if reply ~= '' then answer(box, reply, reply_ttl_s, most_replies) end
       if outcome == 'fail' and has_retries(id) then

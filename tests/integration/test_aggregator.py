@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import redis
 
@@ -16,7 +18,9 @@ from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.catalog import Catalog
-from vecfleet.worker.job import Answer, ClaimedJob
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Release
+from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
+from vecfleet.worker.shard import Shard, build_shard
 
 SPEC = CollectionSpec(model="m", space="0" * 16, dimension=8)
 
@@ -59,6 +63,31 @@ async def create(
 
 async def delete(aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_TENANT) -> None:
     await aggregator.delete(catalog_job(payloads.DELETE, name, tenant))
+
+
+def merge_job(collection: Collection, number: int) -> ClaimedJob:
+    vector = np.eye(1, SPEC.dimension, number % SPEC.dimension, dtype=np.float32)
+    shard = build_shard(
+        f"s-{number}",
+        SPEC.space,
+        SPEC.dimension,
+        ids=[f"d{number}"],
+        texts=["a text"],
+        vectors=vector,
+        versions=number + 1,
+    )
+    return ClaimedJob(
+        id=f"s-{number}",
+        execution="e",
+        queue=collection.merge_queue,
+        function=payloads.MERGE,
+        payload=shard,
+        tokens=1,
+        claimed_us=0,
+        enqueued_us=0,
+        attempts=1,
+        documents=1,
+    )
 
 
 def published(client: redis.Redis, tenant: str = keys.DEFAULT_TENANT) -> set[str]:
@@ -118,3 +147,34 @@ async def test_a_record_that_a_crash_left_goes_at_the_next_start(
     await second.on_disk(second.open)
     await asyncio.to_thread(second.close)
     assert published(client, "acme") == set()
+
+
+async def test_an_unforeseen_error_is_charged_to_its_cause_alone(
+    aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = await create(aggregator, "books")
+    apply = PartitionWriter.apply
+
+    def failing(writer: PartitionWriter, shards: Sequence[Shard]) -> list[ApplyOutcome]:
+        if any(shard.shard_id == "s-2" for shard in shards):
+            raise MemoryError("poison")
+        return apply(writer, shards)
+
+    monkeypatch.setattr(PartitionWriter, "apply", failing)
+    outcomes = await aggregator.merge([merge_job(collection, number) for number in range(4)])
+    assert [type(outcome) for outcome in outcomes] == [Commit, Commit, Failure, Commit]
+
+
+async def test_damage_found_at_run_time_takes_one_collection_out_of_service(
+    aggregator: Aggregator, tmp_path: Path
+) -> None:
+    damaged, other = await create(aggregator, "damaged"), await create(aggregator, "other")
+    assert isinstance((await aggregator.merge([merge_job(damaged, 0)]))[0], Commit)
+    with sqlite3.connect(tmp_path / damaged.uid / "0" / "manifest.db") as manifest:
+        manifest.execute("DROP TABLE applied")
+    jobs = [merge_job(damaged, number) for number in range(1, 4)]
+    assert await aggregator.merge(jobs) == [Release()] * 3
+    assert damaged.merge_queue not in aggregator.queues()
+    assert await aggregator.merge(jobs) == [Release()] * 3  # that were claimed before
+    assert isinstance((await aggregator.merge([merge_job(other, 0)]))[0], Commit)
+    assert other.merge_queue in aggregator.queues()

@@ -22,7 +22,7 @@ from vecfleet.common.reply_box import ReplyBox
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.handlers import Direct, Many, One
 from vecfleet.worker.heartbeat import Timing
-from vecfleet.worker.job import Answer
+from vecfleet.worker.job import Answer, Release
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.window import Window
 
@@ -147,6 +147,20 @@ async def test_what_is_claimed_together_runs_together(fleet):
     fleet.start({"many": Many(many)})
     assert await asyncio.gather(*futures) == [job.id for job in jobs]
     assert sum(sizes) == 50 and max(sizes) > 10
+
+
+async def test_what_cannot_be_done_here_goes_back_uncharged(fleet):
+    seen = []
+
+    async def hand_back_twice(jobs):
+        seen.extend(job.attempts for job in jobs)
+        return [Answer("done") if len(seen) > 2 else Release() for _ in jobs]
+
+    fleet.start({"merge": Many(hand_back_twice)})
+    assert await fleet.ask(1, 1, function="merge") == "done"
+    assert seen == [1, 1, 1]
+    assert fleet.redis.keys("rq:job:*") == []
+    assert fleet.redis.keys("vf:load:*") == []
 
 
 async def test_direct_functions_run_in_the_thread_that_claims(fleet):
