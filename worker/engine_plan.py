@@ -177,7 +177,7 @@ class _Planner:
             self._say("dtype", "as asked")
             return self._settings.dtype
         if quantization == "int8":
-            self._say("dtype", "what is not int8 is computed in full")
+            self._say("dtype", "int8 products are scaled and summed in full")
             return "float32"
         if self._gpus:
             has_bf16 = self._gpus[0].has_bf16
@@ -191,15 +191,16 @@ class _Planner:
 
     # -- memory -----------------------------------------------------------------------------
 
-    def _weight_bytes(self, dtype: str, quantization: Quantization) -> int:
-        item = 1 if quantization in ("int8", "fp8") else _DTYPE_BYTES[dtype]
-        return self._shape.parameters * item
+    def _weight_bytes(self, engine: RunnableEngine, dtype: str, quantization: Quantization) -> int:
+        # The torch engine holds a model whole before it makes its weights smaller.
+        shrinks_early = quantization == "fp8" and engine == "vllm"
+        return self._shape.parameters * (1 if shrinks_early else _DTYPE_BYTES[dtype])
 
     def _tensor_parallel_size(
         self, engine: RunnableEngine, dtype: str, quantization: Quantization
     ) -> int:
         asked, gpus = self._settings.tensor_parallel_size, self._gpus
-        weights = self._weight_bytes(dtype, quantization)
+        weights = self._weight_bytes(engine, dtype, quantization)
         if asked and asked > 1:
             if engine != "vllm":
                 raise ConfigError(

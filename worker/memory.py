@@ -37,7 +37,27 @@ def tune_allocator() -> bool:
     return all(accepted)
 
 
+def give_back_freed() -> None:
+    """Return to the kernel what was freed, where it is much and will not be needed again."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def prepare_process() -> None:
     """Set allocator and OpenMP; has an effect only before torch is imported."""
     tune_allocator()
     set_process_env("GOMP_SPINCOUNT", str(OPENMP_SPINS))
+
+
+def prepare_vllm_process(cpu_threads: int | None) -> None:
+    """Set what vLLM reads when it is imported; ``cpu_threads`` None: it runs on a GPU.
+
+    By itself its CPU engine ties its threads to cores and leaves one core to the front end; untied,
+    they share the cores with the other processes of a one-machine fleet as the kernel sees fit.
+    """
+    prepare_process()
+    if cpu_threads is not None:
+        set_process_env("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        set_process_env("OMP_NUM_THREADS", str(cpu_threads))
+    set_process_env("VLLM_NO_USAGE_STATS", "1")
+    set_process_env("VLLM_LOGGING_LEVEL", "ERROR")

@@ -23,6 +23,7 @@ from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
 from vecfleet.worker.step_loop import OnStep
 from vecfleet.worker.tokenizer import TextTokenizer
 from vecfleet.worker.torch_model import Head, TorchModel, classified, pooled, yes_or_no
+from vecfleet.worker.torch_quantization import quantize
 
 MAX_STEP_S = 0.100  # of a trial; real texts and busy cores make it half as long again
 CPU_STEP_TOKENS = (256, 512, 1024, 2048, 4096)
@@ -66,6 +67,8 @@ def load_model(files: ModelFiles, tokenizer: TextTokenizer, settings: TorchSetti
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{files.name} cannot be loaded: {error}"[:500], field="model") from error
     model.step_texts = settings.step_texts
+    if settings.quantization in ("int8", "fp8"):
+        quantize(model, files, tokenizer, settings.quantization)
     model.choose_way()
     model.step_tokens = settings.step_tokens or _measure_step(model)
     log.info(

@@ -31,6 +31,8 @@ ONE_THREAD_TOKENS = 32
 _NO_HOST_MEMORY = "can't allocate memory"  # torch has no class of its own for it
 SAME_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
 SAME_SCORE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+# Where a product's last digits differ, its rows are rounded to other 8-bit numbers.
+SAME_QUANTIZED_COSINE, SAME_QUANTIZED_SCORE = 0.99, 0.05
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,7 @@ class TorchModel:
         self.packed = False
         self.kernel: Kernel = "fused"
         self.onednn = False
+        self.quantized_cosine: float | None = None  # to the model before its weights were 8-bit
         self.step_tokens = 0
         self.step_texts: int | None = None
         self._base = base
@@ -141,6 +144,21 @@ class TorchModel:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._threads = torch.get_num_threads()
         self._position_offset = _position_offset(base)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model that gives the last hidden states."""
+        return self._base
+
+    @property
+    def outer(self) -> Any:
+        """All of the model: ``base``, or the classifier around it."""
+        return self._whole if self._whole is not None else self._base
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its linear layers have 8-bit weights."""
+        return self.quantized_cosine is not None
 
     def make_batcher(self) -> Batcher[Any, Tokens]:
         """See ``Runner``."""
@@ -213,9 +231,9 @@ class TorchModel:
         """Take the fastest way that agrees with the padded one."""
         trial = self._trial()
         expected = self.run(trial)
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and not self.quantized:
             replaced = Replaced()
-            if use_onednn(self._outer, replaced) and self._choose_kernel(trial, expected):
+            if use_onednn(self.outer, replaced) and self._choose_kernel(trial, expected):
                 self.onednn = True
                 return
             replaced.undo()
@@ -241,8 +259,10 @@ class TorchModel:
 
     def _agrees(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
         if self.width == 1:
-            return bool(np.abs(found - expected).max() <= SAME_SCORE[self.dtype])
-        return bool((found * expected).sum(1).min() >= SAME_COSINE[self.dtype])
+            allowed = SAME_QUANTIZED_SCORE if self.quantized else SAME_SCORE[self.dtype]
+            return bool(np.abs(found - expected).max() <= allowed)
+        least = SAME_QUANTIZED_COSINE if self.quantized else SAME_COSINE[self.dtype]
+        return bool((found * expected).sum(1).min() >= least)
 
     def _with(self, kernel: Kernel, payloads: list[Tokens]) -> NDArray[np.float32]:
         self.kernel = kernel
@@ -289,10 +309,6 @@ class TorchModel:
         ids = np.random.default_rng(seed).integers(vocabulary // 8, vocabulary, length, np.int32)
         ids[ids == self._pad_id] += 1
         return Tokens(np.minimum(ids, vocabulary - 1))
-
-    @property
-    def _outer(self) -> Any:
-        return self._whole if self._whole is not None else self._base
 
 
 def _write_types(
