@@ -146,7 +146,9 @@ class BatchWorker:
                 jobs, needs_calm = self._ledger.claim_or_wait(
                     [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
                 )
-                if not jobs and not needs_calm:
+                if jobs:
+                    self._take(jobs, window)
+                elif not needs_calm:
                     self._wait(mine)
                 retries = 0
             except Exception as error:
@@ -155,13 +157,13 @@ class BatchWorker:
                 self._heartbeat.lost_reply.set()
                 self._pause(error, retries)
                 retries += 1
-                continue
-            if jobs:
-                for job in jobs:
-                    window.take(job.tokens)
-                if any(job.attempts > 1 for job in jobs):
-                    self._no_suspect.clear()
-                self._begin(jobs)
+
+    def _take(self, jobs: Sequence[ClaimedJob], window: Window) -> None:
+        for job in jobs:
+            window.take(job.tokens)
+        if any(job.attempts > 1 for job in jobs):
+            self._no_suspect.clear()
+        self._begin(jobs)
 
     def _wait(self, mine: Sequence[keys.QueueName]) -> None:
         if mine:
@@ -189,12 +191,10 @@ class BatchWorker:
 
     def _run_directly(self, handler: Direct, jobs: Sequence[ClaimedJob]) -> None:
         self._loop.call_soon_threadsafe(self._note_started, jobs)
-        outcomes: Sequence[Outcome]
         try:
-            outcomes = handler.run(jobs)
+            batch = _paired(jobs, handler.run(jobs))
         except Exception as error:
-            outcomes = [Failure(_as_ours(error, job)) for job in jobs]
-        batch = [Settlement(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+            batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
         try:
             self._tell_settled(batch, self._ledger.settle(batch))
         except Exception:
@@ -249,17 +249,16 @@ class BatchWorker:
         self._finish(job, outcome)
 
     async def _run_many(self, handler: Many, jobs: Sequence[ClaimedJob]) -> None:
-        outcomes: Sequence[Outcome]
         try:
-            outcomes = await handler.run(jobs)
+            batch = _paired(jobs, await handler.run(jobs))
         except asyncio.CancelledError:
             for job in jobs:
                 self._drop(job)
             raise
         except Exception as error:
-            outcomes = [Failure(_as_ours(error, job)) for job in jobs]
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            self._finish(job, outcome)
+            batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
+        for settlement in batch:
+            self._outcomes.put(settlement)
 
     def _finish(self, job: ClaimedJob, outcome: Outcome) -> None:
         self._outcomes.put(Settlement(job, outcome))
@@ -397,6 +396,11 @@ class BatchWorker:
             self._ledger.unregister(queues, self._announce().pools)
         except RedisUnavailable as error:
             log.warning("could not say goodbye: %s", error)
+
+
+def _paired(jobs: Sequence[ClaimedJob], outcomes: Sequence[Outcome]) -> list[Settlement]:
+    """Each job with its outcome; raises ``ValueError`` where a handler gave too few or many."""
+    return [Settlement(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
 
 def _refusal(job: ClaimedJob) -> VecfleetError:

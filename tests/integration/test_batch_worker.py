@@ -185,6 +185,21 @@ async def test_direct_functions_run_in_the_thread_that_claims(fleet):
     assert fleet.redis.keys("rq:job:*") == []
 
 
+@pytest.mark.parametrize("kind", [Direct, Many])
+async def test_a_handler_that_answers_too_few_jobs_fails_them_and_the_worker_goes_on(fleet, kind):
+    def some(jobs):
+        return [Answer("good")] if jobs[0].payload == "good" else []
+
+    async def some_later(jobs):
+        return some(jobs)
+
+    fleet.start({"read": Direct(some) if kind is Direct else Many(some_later)})
+    with pytest.raises(EngineFailed, match="shorter"):
+        await fleet.ask(1, "bad", function="read")
+    assert await fleet.ask(2, "good", function="read") == "good"
+    assert fleet.redis.keys("rq:job:*") == []
+
+
 async def test_an_answer_of_a_direct_function_outlives_a_failing_settle(fleet, monkeypatch):
     settle, failures = Ledger.settle, []
 
@@ -228,6 +243,7 @@ async def test_sigterm_finishes_what_runs_and_claims_nothing_more(fleet):
     task, stop, _ = fleet.start({"slow": One(slow)})
     await eventually(lambda: fleet.events["claimed"] == 1)
     stop.set()
+    await eventually(lambda: not any(t.name.startswith("claim-") for t in threading.enumerate()))
     # Leases outlive the wait: the heartbeat goes on while the worker drains.
     await fleet.queues.enqueue(BULK, [NewJob("later", codec.pack_call("slow", 2), 1)])
     gate.set()
