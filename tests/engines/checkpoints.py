@@ -30,6 +30,8 @@ CORPUS = [
     "Instruct Query Document Judge whether the Document meets the requirements",
     "system user assistant Given a web search query retrieve relevant passages",
 ] * 20
+POISON = "[[poison]]"  # not in the model's vocabulary
+NAN = "!"  # a token whose embedding is NaN
 SPREAD = 0.08  # of the random weights: large enough that texts get different scores
 
 
@@ -60,6 +62,15 @@ def qwen3_reranker(folder: Path) -> Path:
 def qwen3_embedding(folder: Path) -> Path:
     """A Qwen3 that embeds by its last token, with a query prompt."""
     _save(folder, _qwen3(), _byte_tokenizer(end_of_text=True))
+    _write_pooling(folder)
+    prompt = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
+    _write(
+        folder / "config_sentence_transformers.json", {"prompts": {"query": prompt, "document": ""}}
+    )
+    return folder
+
+
+def _write_pooling(folder: Path) -> None:
     types = "sentence_transformers.models"
     _write(
         folder / "modules.json",
@@ -74,16 +85,26 @@ def qwen3_embedding(folder: Path) -> Path:
         folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": 128, "pooling_mode_lasttoken": True},
     )
-    prompt = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
-    _write(
-        folder / "config_sentence_transformers.json", {"prompts": {"query": prompt, "document": ""}}
-    )
+
+
+def fragile_embedding(folder: Path) -> Path:
+    """The same, but ``POISON`` is no token of the model's, and ``NAN`` gives NaN."""
+    tokenizer = _byte_tokenizer(end_of_text=True)
+    model = _qwen3()
+    tokenizer.add_tokens([f"[[{n}]]" for n in range(model.config.vocab_size - len(tokenizer))])
+    tokenizer.add_tokens([POISON])
+    assert tokenizer.convert_tokens_to_ids(POISON) == model.config.vocab_size
+    _save(folder, model, tokenizer)
+    broken = tokenizer.convert_tokens_to_ids(NAN)
+    model.get_input_embeddings().weight.data[broken] = float("nan")
+    model.save_pretrained(folder)
+    _write_pooling(folder)
     return folder
 
 
 def _sizes() -> dict[str, int]:
     return {
-        "hidden_size": 64,
+        "hidden_size": 128,  # heads of 32: vLLM's CPU attention takes no smaller ones
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,

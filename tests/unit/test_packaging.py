@@ -18,9 +18,11 @@ PACKAGES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 # Each heavy module, and the files that may import it: a prefix ends with '*'.
 HEAVY = {
     "torch": "worker/torch_*",
-    "transformers": "worker/torch_*",
+    "transformers": "worker/to[rk]*",  # torch_*, tokenizer
     "vllm": "worker/vllm_*",
     "faiss": "worker/ann.py",
+    "pynvml": "worker/machine.py",
+    "psutil": "worker/resources.py",
 }
 
 

@@ -1,0 +1,193 @@
+"""The only module that imports vLLM: one ``AsyncLLM``, its processes and its errors.
+
+Written for vLLM 0.32.  Import it only after ``memory.prepare_vllm_process``, and in a main module
+behind an ``if __name__ == "__main__"``: vLLM may start its processes by spawning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm import PoolingParams
+from vllm.config import PoolerConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+from vecfleet.common.errors import ConfigError
+from vecfleet.worker.engine_plan import EnginePlan
+from vecfleet.worker.model_files import ModelFiles
+from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
+from vecfleet.worker.tokenizer import Tokens
+
+_KV_STEPS = 4  # steps whose keys and values fit on a CPU, where nothing is kept for long
+_LEAST_KV_BYTES = 64 << 20
+_POOLING = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
+
+OnFinished = Callable[[list[str]], None]
+
+log = logging.getLogger(__name__)
+
+
+class CoreDiedError(Exception):
+    """vLLM's process is gone, and with it all that was asked of it."""
+
+
+class TextRefusedError(Exception):
+    """vLLM takes everything but this text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A text that vLLM was asked to compute."""
+
+    request_id: str
+    collector: RequestOutputCollector
+
+
+class _StepLog(StatLoggerBase):  # type: ignore[misc]
+    """Hears of each of vLLM's steps."""
+
+    def __init__(self, on_finished: OnFinished) -> None:
+        self._on_finished = on_finished
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if iteration_stats is not None and iteration_stats.finished_requests:
+            self._on_finished([str(r.request_id) for r in iteration_stats.finished_requests])
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: the worker logs its own start."""
+
+
+class VllmCore:
+    """A running vLLM, used on one event loop; only ``start`` blocks."""
+
+    def __init__(self, llm: AsyncLLM, params: PoolingParams, vocabulary: int) -> None:
+        self._llm = llm
+        self._params = params
+        self._vocabulary = vocabulary
+
+    @classmethod
+    def start(
+        cls, files: ModelFiles, plan: EnginePlan, step_tokens: int, on_finished: OnFinished
+    ) -> VllmCore:
+        """Load the model: half a minute. Raises ``ConfigError`` with what vLLM says."""
+        arguments = engine_arguments(files, plan, step_tokens)
+        try:
+            llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments),
+                stat_loggers=[lambda config, index: _StepLog(on_finished)],
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(
+                f"vLLM cannot run {files.name}: {error}"[:600], field="model"
+            ) from error
+        task = "embed" if files.kind == "embedding" else "classify"
+        return cls(llm, PoolingParams(task=task), files.shape.vocabulary)
+
+    async def ask(self, request_id: str, tokens: Tokens, number: int) -> Asked:
+        """Let a text wait for its step; what has the smallest ``number`` goes first.
+
+        Raises ``TextRefusedError`` and ``CoreDiedError``.
+        """
+        if int(tokens.ids.max()) >= self._vocabulary:
+            # vLLM asks its tokenizer, which is not loaded here, and the process would die.
+            raise TextRefusedError("the tokenizer gave a token that the model does not have")
+        params = self._params
+        if tokens.types is not None and tokens.types.any():
+            second = int(np.argmax(tokens.types))  # where the second text of a pair begins
+            params = params.clone()
+            params.extra_kwargs = {"compressed_token_type_ids": second}
+        try:
+            collector = await self._llm.add_request(
+                request_id, tokens_input(tokens.ids.tolist()), params, priority=number
+            )
+        except EngineDeadError as error:
+            raise CoreDiedError(str(error)) from error
+        except (VLLMClientError, ValueError) as error:
+            raise TextRefusedError(str(error)) from error
+        return Asked(request_id, collector)
+
+    async def result(self, asked: Asked) -> NDArray[np.float32]:
+        """The row that was computed, (width,) float32; raises ``CoreDiedError``."""
+        try:
+            output = asked.collector.get_nowait() or await asked.collector.get()
+        except EngineDeadError as error:
+            raise CoreDiedError(str(error)) from error
+        row: NDArray[np.float32] = output.outputs.data.float().numpy()
+        return row
+
+    async def forget(self, asked: Iterable[Asked]) -> None:
+        """Drop texts that no step has taken yet."""
+        if not self.is_dead:
+            await self._llm.abort([one.collector.request_id for one in asked], internal=True)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether vLLM's process is gone."""
+        return bool(self._llm.errored)
+
+    async def stop(self) -> None:
+        """End vLLM's processes."""
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # or it would report the end as a failure
+        await asyncio.to_thread(self._llm.shutdown)
+
+
+def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> dict[str, Any]:
+    """What ``AsyncEngineArgs`` is told."""
+    is_reranker = files.kind == "qwen3-reranker"
+    arguments: dict[str, Any] = {
+        "model": str(files.path),
+        "runner": "pooling",
+        "dtype": plan.dtype,
+        "max_model_len": plan.max_model_len,
+        "max_num_batched_tokens": step_tokens,
+        "max_num_seqs": plan.max_num_seqs,
+        "tensor_parallel_size": plan.tensor_parallel_size,
+        "scheduling_policy": "priority",
+        # Rerankers read the same instruction, and often the same query, before each document.
+        "enable_prefix_caching": is_reranker,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+    }
+    if plan.quantization == "fp8":
+        arguments["quantization"] = "fp8"
+    if files.kind == "embedding":
+        arguments["convert"] = "embed"
+        arguments["skip_tokenizer_init"] = True
+        arguments["pooler_config"] = PoolerConfig(
+            seq_pooling_type=_POOLING[files.pooling], use_activation=True
+        )
+    if is_reranker:
+        arguments["hf_overrides"] = {
+            "architectures": ["Qwen3ForSequenceClassification"],
+            "classifier_from_token": [QWEN3_NO, QWEN3_YES],
+            "is_original_qwen3_reranker": True,
+        }
+    if plan.gpu_memory_utilization is not None:
+        arguments["gpu_memory_utilization"] = plan.gpu_memory_utilization
+    else:
+        arguments["enforce_eager"] = True
+        kept = files.shape.kv_bytes(_KV_STEPS * max(step_tokens, plan.max_model_len), 4)
+        arguments["kv_cache_memory_bytes"] = max(_LEAST_KV_BYTES, kept)
+    return arguments

@@ -1,0 +1,496 @@
+"""Embeds and reranks with vLLM, on one GPU or several, or on a CPU.
+
+Texts are tokenised here, in threads, and go to vLLM's process as token ids; vectors come back as
+arrays.  vLLM answers a fault in a step with the death of its process.  It is then started anew, and
+what was in flight runs again with nothing beside it, in ever smaller parts where that dies too, so
+that a text which kills the process is found, and all others are computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from vecfleet.common.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineFailed,
+    InvalidInput,
+    TextsTooLong,
+    Unavailable,
+    VecfleetError,
+)
+from vecfleet.worker.cosine_rerank import rerank_by_cosine
+from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
+from vecfleet.worker.engine_plan import EnginePlan
+from vecfleet.worker.fair_clock import FairClock
+from vecfleet.worker.model_files import ModelFiles
+from vecfleet.worker.step_loop import Encode, OnStep, Rows
+from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
+from vecfleet.worker.vllm_core import Asked, CoreDiedError, TextRefusedError, VllmCore
+
+CHUNK_TEXTS = 128
+STEP_MEDIAN_OVER = 256
+MAX_DEATHS = 32  # of vLLM's process, before the worker gives up and is started anew itself
+DEATHS_FOR_A_SMALLER_STEP = 2  # that no single text explains: steps then need too much memory
+LEAST_STEP_TOKENS = 256
+_PROBE = "Is anybody there?"
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """One text of a call, tokenised."""
+
+    place: int
+    tokens: Tokens
+    length: int
+    done: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """What one caller waits for."""
+
+    priority: Priority
+    rows: Rows
+    failures: dict[int, Exception] = field(default_factory=dict)
+    texts: list[_Text] = field(default_factory=list)
+
+
+class _Counters:
+    """What ``EngineStats`` tells. Read from any thread: each figure is replaced whole."""
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self._on_step = on_step
+        self.tokens = self.bulk_tokens = self.texts = self.steps = self.pending_tokens = 0
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+        self._last_step: float | None = None
+        self._bulk_steps_s: deque[float] = deque(maxlen=STEP_MEDIAN_OVER)
+
+    def wait(self, tokens: int) -> None:
+        """Texts of so many tokens wait."""
+        self.pending_tokens += tokens
+        if self._busy_since is None:
+            self._busy_since = self._last_step = time.perf_counter()
+
+    def forget(self, tokens: int) -> None:
+        """So many tokens wait no longer."""
+        self.pending_tokens -= tokens
+        if not self.pending_tokens and self._busy_since is not None:
+            self._busy_s += time.perf_counter() - self._busy_since
+            self._busy_since = self._last_step = None
+
+    def on_finished(self, request_ids: list[str]) -> None:
+        """A step ended that finished these."""
+        now = time.perf_counter()
+        self.steps += 1
+        bulk = sum(name[0] == "b" for name in request_ids)
+        if self._last_step is not None and 2 * bulk > len(request_ids):
+            self._bulk_steps_s.append(now - self._last_step)
+        self._last_step = now
+        if self._on_step:
+            all_bulk = bulk == len(request_ids)
+            self._on_step(Priority.BULK if all_bulk else Priority.INTERACTIVE, len(request_ids))
+
+    def computed(self, priority: Priority, tokens: int) -> None:
+        """A text of so many tokens is done."""
+        self.tokens += tokens
+        self.texts += 1
+        if priority is Priority.BULK:
+            self.bulk_tokens += tokens
+
+    def stats(self) -> EngineStats:
+        since = self._busy_since
+        steps = list(self._bulk_steps_s)
+        return EngineStats(
+            tokens=self.tokens,
+            texts=self.texts,
+            steps=self.steps,
+            busy_s=self._busy_s + (time.perf_counter() - since if since is not None else 0.0),
+            pending_tokens=self.pending_tokens,
+            bulk_step_p50_s=statistics.median(steps) if steps else 0.0,
+            bulk_tokens=self.bulk_tokens,
+        )
+
+
+class VllmEngine:
+    """One model in vLLM; made by ``start``, used on one event loop."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        plan: EnginePlan,
+        tokenizer: TextTokenizer,
+        served_name: str | None,
+        on_step: OnStep | None,
+    ) -> None:
+        assert plan.max_num_batched_tokens is not None
+        self._files = files
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._step_tokens = plan.max_num_batched_tokens
+        self._core: VllmCore | None = None
+        self._clock = FairClock()
+        self._counters = _Counters(on_step)
+        self._encoders = {
+            priority: ThreadPoolExecutor(1, thread_name_prefix="vllm-encode")
+            for priority in Priority
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._number = 0
+        self._closed = False
+        self._broken: EngineBroken | None = None
+        # After a death: calls that are suspects, one of which runs at a time, and all others wait.
+        self._suspects = 0
+        self._alone = asyncio.Lock()
+        self._calm = asyncio.Event()
+        self._calm.set()
+        self._deaths = 0
+        self._unexplained = 0
+        self.card = files.card(
+            dtype=plan.dtype,
+            engine="vllm",
+            served_name=served_name,
+            quantization=plan.quantization,
+            settings=plan.for_card(),
+        )
+        self.device = plan.device
+
+    @classmethod
+    async def start(
+        cls,
+        files: ModelFiles,
+        plan: EnginePlan,
+        *,
+        served_name: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> VllmEngine:
+        """Load the model: half a minute. Raises ``ConfigError``.
+
+        ``on_step(priority, texts)`` is called after each step; a step with both is interactive.
+        ``memory.prepare_vllm_process`` is called before this module is imported.
+        """
+        tokenizer = await asyncio.to_thread(load_tokenizer, files)
+        engine = cls(files, plan, tokenizer, served_name, on_step)
+        engine._core = await engine._start_core()
+        try:
+            await engine._probe()
+        except CoreDiedError as error:
+            await engine.close()
+            raise ConfigError(
+                f"vLLM loads {files.name} but cannot run it here; its own messages tell why",
+                field="model",
+            ) from error
+        return engine
+
+    @property
+    def stats(self) -> EngineStats:
+        """See ``Engine.stats``. Busy is the time with texts in flight."""
+        return self._counters.stats()
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        priority: Priority,
+        prompt: str | None = None,
+        truncate: bool = True,
+    ) -> Embeddings:
+        """See ``Engine.embed``."""
+        if self._files.kind != "embedding":
+            raise InvalidInput(f"{self.card.name} reranks; it does not embed", field="model")
+        before = self._files.document_prompt if prompt is None else prompt
+        if before:
+            texts = [before + text for text in texts]
+        encode = partial(self._tokenizer.texts, truncate=truncate)
+        rows = await self._submit(texts, encode, self.card.dimension, priority, whole=not truncate)
+        return Embeddings(rows.values, rows.tokens, rows.truncated)
+
+    async def rerank(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        priority: Priority,
+        instruction: str = "",
+        truncate: bool = True,
+    ) -> Scores:
+        """See ``Engine.rerank``."""
+        if self._files.kind == "embedding":
+            return await rerank_by_cosine(
+                self,
+                pairs,
+                document_prompt=self._files.document_prompt,
+                priority=priority,
+                instruction=instruction,
+                truncate=truncate,
+            )
+        encode = partial(
+            self._tokenizer.question_pairs,
+            kind=self._files.kind,
+            instruction=instruction,
+            truncate=truncate,
+        )
+        rows = await self._submit(pairs, encode, 1, priority, whole=not truncate)
+        return Scores(rows.values[:, -1], rows.tokens, rows.truncated)
+
+    async def close(self) -> None:
+        """See ``Engine.close``."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for encoder in self._encoders.values():
+            encoder.shutdown(wait=False, cancel_futures=True)
+        core, self._core = self._core, None
+        if core is not None:
+            await core.stop()
+
+    # -- calls ------------------------------------------------------------------------------
+
+    async def _submit(
+        self,
+        texts: Sequence[T],
+        encode: Encode[T, Tokens],
+        width: int,
+        priority: Priority,
+        *,
+        whole: bool,
+    ) -> Rows:
+        count = len(texts)
+        rows = Rows(
+            np.empty((count, width), np.float32), np.zeros(count, np.int32), np.zeros(count, bool)
+        )
+        if self._closed:
+            raise Unavailable("the engine is closed")
+        if not count:
+            return rows
+        call = _Call(priority, rows)
+        task = asyncio.create_task(self._run(call, texts, encode, count if whole else CHUNK_TEXTS))
+        self._tasks.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._closed and not (current and current.cancelling()):
+                raise Unavailable("the engine was closed") from None
+            raise
+        finally:
+            self._tasks.discard(task)
+        if call.failures:
+            raise _failure(call.failures)
+        return rows
+
+    async def _run(
+        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+    ) -> None:
+        """Compute a call's texts: tokenise a chunk, let it wait, and tokenise the next."""
+        try:
+            try:
+                await self._calm.wait()
+                await self._ask_all(call, texts, encode, chunk)
+            except CoreDiedError as death:
+                await self._run_alone(call, [t for t in call.texts if not t.done], death)
+                # Those that were not even tokenised when it died.
+                rest = texts[len(call.texts) :]
+                if rest:
+                    await self._encode(call, rest, encode, len(rest))
+                    await self._run_alone(call, [t for t in call.texts if not t.done], death)
+        finally:
+            self._counters.forget(sum(text.length for text in call.texts if not text.done))
+
+    async def _ask_all(
+        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+    ) -> None:
+        asked: list[tuple[_Text, Asked]] = []
+        core = self._living_core()
+        try:
+            for start in range(0, len(texts), chunk):
+                new = await self._encode(call, texts[start : start + chunk], encode, chunk)
+                await self._ask(core, call, new, asked)
+            await self._collect(core, call, asked)
+        except CoreDiedError:
+            raise
+        except BaseException:
+            await core.forget([one for text, one in asked if not text.done])
+            raise
+
+    async def _encode(
+        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+    ) -> list[_Text]:
+        start = len(call.texts)
+        encoder = self._encoders[call.priority]
+        try:
+            encoded = await asyncio.get_running_loop().run_in_executor(encoder, encode, texts)
+        except TextsTooLong as error:
+            places = [start + index for index in error.indices]
+            raise TextsTooLong(error.message, indices=places, field=error.field) from error
+        except VecfleetError:
+            raise
+        except Exception as error:
+            raise EngineFailed(f"the tokenizer failed: {_said(error)}") from error
+        new = [_Text(place, one.payload, one.length) for place, one in enumerate(encoded, start)]
+        call.rows.tokens[start : start + len(new)] = [one.length for one in encoded]
+        call.rows.truncated[start : start + len(new)] = [one.truncated for one in encoded]
+        call.texts += new
+        self._counters.wait(sum(text.length for text in new))
+        return new
+
+    async def _ask(
+        self,
+        core: VllmCore,
+        call: _Call,
+        texts: Sequence[_Text],
+        asked: list[tuple[_Text, Asked]],
+    ) -> None:
+        """Let texts wait in vLLM, adding to ``asked``."""
+        kind = "i" if call.priority is Priority.INTERACTIVE else "b"
+        total = sum(text.length for text in texts)
+        for text in texts:
+            self._number += 1
+            if call.priority is Priority.INTERACTIVE:
+                number = self._clock.interactive(total)
+            else:
+                number = self._clock.bulk(text.length)
+            try:
+                one = await core.ask(f"{kind}{number}-{self._number}", text.tokens, number)
+            except TextRefusedError as error:
+                self._fail(call, text, error)
+                continue
+            asked.append((text, one))
+
+    async def _collect(
+        self, core: VllmCore, call: _Call, asked: Sequence[tuple[_Text, Asked]]
+    ) -> None:
+        for text, one in asked:
+            row = await core.result(one)
+            call.rows.values[text.place] = row[-call.rows.values.shape[1] :]
+            text.done = True
+            self._counters.computed(call.priority, text.length)
+            self._counters.forget(text.length)
+            number = int(one.request_id[1:].partition("-")[0])
+            self._clock.done(call.priority, number, text.length)
+            if not np.isfinite(row).all():
+                call.failures[text.place] = ArithmeticError("the model returned NaN")
+
+    def _fail(self, call: _Call, text: _Text, error: Exception) -> None:
+        log.warning("vLLM refuses one text: %s", _said(error))
+        call.failures[text.place] = error
+        text.done = True
+        self._counters.forget(text.length)
+
+    # -- after a death ----------------------------------------------------------------------
+
+    async def _run_alone(self, call: _Call, texts: Sequence[_Text], death: CoreDiedError) -> None:
+        """Compute what was in flight when vLLM's process died, with nothing beside it."""
+        failures = len(call.failures)
+        self._suspects += 1
+        self._calm.clear()
+        try:
+            async with self._alone:
+                await self._bisect(call, list(texts))
+        finally:
+            self._suspects -= 1
+            if not self._suspects:
+                self._calm.set()
+        if len(call.failures) > failures:
+            self._unexplained = 0
+
+    async def _bisect(self, call: _Call, texts: list[_Text]) -> None:
+        if not texts:
+            return
+        core = await self._revived()
+        asked: list[tuple[_Text, Asked]] = []
+        try:
+            await self._ask(core, call, texts, asked)
+            await self._collect(core, call, asked)
+            return
+        except asyncio.CancelledError:
+            await core.forget([one for text, one in asked if not text.done])
+            raise
+        except CoreDiedError:
+            left = [text for text in texts if not text.done]
+        if len(left) == 1:
+            await self._prove_health()
+            self._fail(call, left[0], EngineFailed("vLLM's process dies of this text"))
+            return
+        middle = len(left) // 2
+        await self._bisect(call, left[:middle])
+        await self._bisect(call, left[middle:])
+
+    async def _prove_health(self) -> None:
+        """Raise ``EngineBroken`` when vLLM dies of any text, not only of that one."""
+        await self._revived()
+        try:
+            await self._probe()
+        except CoreDiedError as error:
+            raise self._break("vLLM's process dies of every text") from error
+
+    async def _probe(self) -> None:
+        core = self._living_core()
+        (probe,) = self._tokenizer.texts([_PROBE], truncate=True)
+        self._number += 1
+        await core.result(await core.ask(f"i0-{self._number}", probe.payload, 0))
+
+    def _living_core(self) -> VllmCore:
+        if self._broken is not None:
+            raise self._broken
+        if self._core is None:
+            raise Unavailable("the engine is closed")
+        return self._core
+
+    async def _revived(self) -> VllmCore:
+        """A vLLM that lives: started anew where it died. Called by one task at a time."""
+        core = self._living_core()
+        if not core.is_dead:
+            return core
+        self._deaths += 1
+        self._unexplained += 1
+        if self._deaths > MAX_DEATHS:
+            raise self._break(f"vLLM's process died {self._deaths} times")
+        if self._unexplained > DEATHS_FOR_A_SMALLER_STEP:
+            least = LEAST_STEP_TOKENS if self._files.shape.causal else self._plan.max_model_len
+            self._step_tokens = max(least, self._step_tokens // 2)
+        log.warning("vLLM's process died; it is started again, steps of %d", self._step_tokens)
+        await core.stop()
+        try:
+            self._core = await self._start_core()
+        except VecfleetError as error:
+            raise self._break(f"vLLM does not start again: {error}") from error
+        return self._core
+
+    async def _start_core(self) -> VllmCore:
+        loop = asyncio.get_running_loop()
+        on_finished = self._counters.on_finished
+        return await loop.run_in_executor(
+            None, VllmCore.start, self._files, self._plan, self._step_tokens, on_finished
+        )
+
+    def _break(self, why: str) -> EngineBroken:
+        self._broken = EngineBroken(why)
+        return self._broken
+
+
+def _failure(failures: dict[int, Exception]) -> EngineFailed:
+    indices = sorted(failures)
+    first = _said(failures[indices[0]])
+    return EngineFailed(f"the model failed on {len(indices)} texts: {first}", indices=indices)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
