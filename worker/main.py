@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vecfleet.common import keys, payloads
 from vecfleet.common.errors import StaleWriter, VecfleetError
@@ -28,6 +29,9 @@ from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus
 from vecfleet.worker.window import Window
 from vecfleet.worker.writer_lease import WriterLease
+
+if TYPE_CHECKING:
+    from vecfleet.worker.aggregator import Aggregator
 
 log = logging.getLogger(__name__)
 
@@ -153,16 +157,37 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
         loop.call_soon_threadsafe(stop.set)
         loop.call_soon_threadsafe(hurry.set)
 
-    catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home)
-    aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
-    await aggregator.on_disk(aggregator.open)
+    renewing = asyncio.create_task(_every(_LEASE_RENEW_S, lease.renew, on_stale))
+    try:
+        catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home)
+        aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
+        try:
+            await aggregator.on_disk(aggregator.open)
+            await _merge(aggregator, config, (stop, hurry), on_stale, on_event)
+        finally:
+            await asyncio.to_thread(aggregator.close)
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+        await asyncio.to_thread(lease.release)
+    return 1 if stale else 0
+
+
+async def _merge(
+    aggregator: Aggregator,
+    config: AggregatorConfig,
+    ends: tuple[asyncio.Event, asyncio.Event],
+    on_stale: Callable[[], None],
+    on_event: OnEvent | None,
+) -> None:
+    """Do the jobs and chores of an open aggregator until ``ends``: stop, and hurry."""
+    stop, hurry = ends
     chores = [
-        asyncio.create_task(_every(_LEASE_RENEW_S, lease.renew, on_stale)),
         asyncio.create_task(_every(_PUBLISH_S, aggregator.publish, on_stale)),
         asyncio.create_task(aggregator.maintain()),
     ]
     worker = BatchWorker(
-        Ledger(client, _unique_name("aggregator")),
+        Ledger(connect(config.redis_url), _unique_name("aggregator")),
         queues=aggregator.queues,
         handlers={
             payloads.MERGE: Many(aggregator.merge),
@@ -185,9 +210,6 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
-        await asyncio.to_thread(aggregator.close)
-        await asyncio.to_thread(lease.release)
-    return 1 if stale else 0
 
 
 async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:

@@ -15,10 +15,12 @@ import redis
 
 from vecfleet.common import keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.errors import CorruptManifest, Unavailable
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
-from vecfleet.worker.catalog import Catalog
+from vecfleet.worker.catalog import FILE_NAME, Catalog
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Release
+from vecfleet.worker.main import INDEX_FOLDER, AggregatorConfig, run_aggregator
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
 from vecfleet.worker.shard import Shard, build_shard
 
@@ -178,3 +180,22 @@ async def test_damage_found_at_run_time_takes_one_collection_out_of_service(
     assert await aggregator.merge(jobs) == [Release()] * 3  # that were claimed before
     assert isinstance((await aggregator.merge([merge_job(other, 0)]))[0], Commit)
     assert other.merge_queue in aggregator.queues()
+
+
+@pytest.mark.parametrize("step", ["catalogue", "writers"])
+def test_a_start_that_fails_gives_the_lease_back(
+    client: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    if step == "catalogue":
+        (tmp_path / INDEX_FOLDER).mkdir()
+        (tmp_path / INDEX_FOLDER / FILE_NAME).write_bytes(b"x" * 8192)
+    else:
+
+        def full(aggregator: Aggregator) -> None:
+            assert client.exists(keys.writer("main"))
+            raise Unavailable("the disk is full")
+
+        monkeypatch.setattr(Aggregator, "open", full)
+    with pytest.raises(CorruptManifest if step == "catalogue" else Unavailable):
+        run_aggregator(AggregatorConfig(redis_url, tmp_path))
+    assert not client.exists(keys.writer("main"))
