@@ -73,7 +73,7 @@ def engine_settings(settings: Settings, *, served_name: str | None = None) -> En
     from vecfleet.worker.engine_settings import EngineSettings
 
     given = {name: getattr(settings, name) for name in ENGINE_FIELDS}
-    return EngineSettings(settings.model, served_name=served_name, **given)
+    return EngineSettings(settings.model, served_name=served_name, data=str(settings.data), **given)
 
 
 def engine_arguments(settings: Settings) -> list[str]:

@@ -86,7 +86,7 @@ def worker_specs(
     specs = []
     for one in plans:
         chosen = settings
-        environment = settings.environment(redis_url=redis_url)
+        environment = settings.environment(redis_url=redis_url, data=str(settings.data))
         if one.gpus:
             # By UUID: unlike a number, it means the same GPU to everybody who reads it.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in one.gpus)

@@ -32,6 +32,7 @@ class EngineSettings:
     threads: int | None = None  # of the CPU
     served_name: str | None = None  # how clients name the model, if not as ``model``
     task: TaskName = "auto"
+    data: str | None = None  # the folder where measured settings may lie
 
     def filled_from(self, others: dict[str, Any]) -> EngineSettings:
         """These settings with ``others`` where nothing was said."""
