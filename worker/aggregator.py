@@ -165,6 +165,7 @@ class Aggregator:
                     return
                 except Exception:
                     log.exception("maintenance of %s failed; it is tried again", uid)
+            await self.on_disk(self._remove_deleted)
             await asyncio.sleep(_MAINTAIN_S)
 
     async def on_disk(self, work: Callable[[], _Result]) -> _Result:
@@ -320,15 +321,22 @@ class Aggregator:
             uid = self._catalog.get(name, tenant).uid
             self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
             if writer := self._writers.pop(uid, None):
-                writer.close()
+                writer.close()  # ends the children, which would go on writing into the folder
             self._deleted = [*self._deleted, uid]
             self._collections.pop(uid, None)
             self._publish()
             with translated():
                 self._redis.delete(keys.version(uid), keys.outstanding(uid))
+            self._remove_deleted()
             return uid
 
         return Answer({"uid": await self.on_disk(work)})
+
+    def _remove_deleted(self) -> None:
+        try:
+            self._catalog.remove_deleted()
+        except (VecfleetError, OSError) as error:
+            log.warning("files of deleted collections stay for now: %s", error)
 
     def _adopt(self, collection: Collection) -> None:
         if collection.uid not in self._writers:

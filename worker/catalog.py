@@ -2,7 +2,7 @@
 
 ``<root>/catalog.db`` has one row a collection; ``<root>/<uid>/<partition>/`` holds a partition. The
 directory is named by the uid alone, never by what a client chose. A deletion is true once the row
-is gone; the files follow, at the next start if the process dies in between.
+is gone; the files follow when nobody uses them any more, at the latest at the next start.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ class Catalog:
                 if fault != "ok":
                     raise file.corrupt(fault)
             catalog = cls(root, file, home)
-            with catalog._used():
-                catalog._remove_deleted()
+            catalog.remove_deleted()
         except BaseException:
             file.close()
             raise
@@ -142,9 +141,9 @@ class Catalog:
         return [Collection.from_wire(msgpack.unpackb(record)) for (record,) in rows]
 
     def delete(self, name: str, tenant: str = DEFAULT_TENANT) -> Collection:
-        """Delete the collection of this name with its files; raises ``UnknownCollection``.
+        """Delete the collection of this name; raises ``UnknownCollection``.
 
-        Close its writers and readers first. The name is free at once; the uid never returns.
+        The name is free at once; the uid never returns. ``remove_deleted`` removes the files.
         """
         with self._used():
             found = self.get(name, tenant)
@@ -153,8 +152,21 @@ class Catalog:
                 self._db.execute(
                     "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
                 )
-            self._remove_deleted()
         return found
+
+    def remove_deleted(self) -> None:
+        """Remove the files of deleted collections, whose writers must be closed.
+
+        What cannot be removed now is there for the next call.
+        """
+        with self._used():
+            for (uid,) in self._db.execute("SELECT uid FROM deleted WHERE removed = 0").fetchall():
+                directory = self._home_of(uid)
+                if directory.is_symlink():
+                    directory.unlink()
+                shutil.rmtree(directory, ignore_errors=True)
+                if not directory.exists():
+                    self._db.execute("UPDATE deleted SET removed = 1 WHERE uid = ?", (uid,))
 
     def directory(self, collection: Collection, partition: int = 0) -> Path:
         """Where a partition lives; it need not exist yet."""
@@ -168,16 +180,6 @@ class Catalog:
     def _find(self, where: str, *values: str) -> Collection | None:
         row = self._db.execute(f"SELECT record FROM collections WHERE {where}", values).fetchone()
         return None if row is None else Collection.from_wire(msgpack.unpackb(row[0]))
-
-    def _remove_deleted(self) -> None:
-        """Remove the files of deleted collections; what cannot be removed now is tried again."""
-        for (uid,) in self._db.execute("SELECT uid FROM deleted WHERE removed = 0").fetchall():
-            directory = self._home_of(uid)
-            if directory.is_symlink():
-                directory.unlink()
-            shutil.rmtree(directory, ignore_errors=True)
-            if not directory.exists():
-                self._db.execute("UPDATE deleted SET removed = 1 WHERE uid = ?", (uid,))
 
     @contextmanager
     def _used(self) -> Iterator[None]:

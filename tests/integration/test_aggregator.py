@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import redis
+from servers import eventually
 
 from vecfleet.common import keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
@@ -180,6 +182,36 @@ async def test_damage_found_at_run_time_takes_one_collection_out_of_service(
     assert await aggregator.merge(jobs) == [Release()] * 3  # that were claimed before
     assert isinstance((await aggregator.merge([merge_job(other, 0)]))[0], Commit)
     assert other.merge_queue in aggregator.queues()
+
+
+async def test_files_of_a_collection_go_after_its_writer_was_closed(
+    aggregator: Aggregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = await create(aggregator, "books")
+    folder = tmp_path / collection.uid
+    close, closed = PartitionWriter.close, []
+
+    def noting(writer: PartitionWriter) -> None:
+        closed.append(folder.exists())
+        close(writer)
+
+    monkeypatch.setattr(PartitionWriter, "close", noting)
+    await delete(aggregator, "books")
+    assert closed == [True]
+    assert not folder.exists()
+
+
+async def test_files_that_could_not_be_removed_are_removed_later(
+    aggregator: Aggregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = await create(aggregator, "books")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        await delete(aggregator, "books")
+    assert (tmp_path / collection.uid).exists()
+    maintenance = asyncio.create_task(aggregator.maintain())
+    await eventually(lambda: not (tmp_path / collection.uid).exists())
+    maintenance.cancel()
 
 
 @pytest.mark.parametrize("step", ["catalogue", "writers"])

@@ -68,6 +68,8 @@ def test_delete_removes_the_directory_and_frees_the_name(catalog):
     directory.mkdir(parents=True)
     (directory / "seg").write_text("x")
     assert catalog.delete("docs") == made
+    assert directory.exists()  # until its writer is closed
+    catalog.remove_deleted()
     assert not directory.parent.exists()
     assert catalog.by_uid(made.uid) is None
     assert catalog.was_deleted(made.uid)
@@ -96,6 +98,7 @@ def test_a_link_in_place_of_the_directory_is_not_followed(catalog, tmp_path):
     (treasure / "gold").write_text("x")
     (tmp_path / made.uid).symlink_to(treasure)
     catalog.delete("docs")
+    catalog.remove_deleted()
     assert (treasure / "gold").exists()
     assert not (tmp_path / made.uid).is_symlink()
 
