@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from vecfleet.common import limits
 from vecfleet.common.errors import (
     EmptyText,
     InvalidInput,
+    TextsTooLong,
     TextTooLong,
     TooManyItems,
     UnknownField,
@@ -62,6 +64,18 @@ def check_texts(
             field=field_name,
         )
     return sum(check_text(text, f"{field_name}[{i}]") for i, text in enumerate(texts))
+
+
+@contextmanager
+def naming_texts(field_name: str, *, alone: bool = False) -> Iterator[None]:
+    """Let what the engine says of texts name them as the caller knows them.
+
+    ``alone``: the field is the text itself, not a list of texts.
+    """
+    try:
+        yield
+    except TextsTooLong as error:
+        raise error.named(field_name, alone=alone) from error
 
 
 def check_document_id(value: object) -> int:

@@ -106,6 +106,29 @@ class TextsTooLong(TextTooLong):
         super().__init__(message, **kwargs)
         self.indices = tuple(indices)
 
+    def to_wire(self) -> dict[str, Any]:
+        """With ``indices``, where there are any."""
+        wire = super().to_wire()
+        return {**wire, "indices": list(self.indices)} if self.indices else wire
+
+    def moved(self, by: int) -> TextsTooLong:
+        """The error of a call whose texts stand ``by`` places further on."""
+        places = [by + place for place in self.indices]
+        return TextsTooLong(self.message, indices=places, field=self.field)
+
+    def named(self, field: str, *, alone: bool = False) -> TextsTooLong:
+        """The error for who gave the texts as the list ``field``, or as ``field`` itself.
+
+        One that has a field keeps it: then the query was too long.
+        """
+        if self.field is not None or not self.indices:
+            return self
+        first = field if alone else f"{field}[{self.indices[0]}]"
+        more = len(self.indices) - 1
+        what = f"{first} and {more} more are" if more else f"{first} is"
+        message = f"{what} longer than the model reads; shorten the text or allow truncation"
+        return TextsTooLong(message, indices=self.indices, field=first)
+
 
 class InvalidVector(InvalidInput):
     """The vector has the wrong dimension, is zero, or holds NaN or infinity."""
@@ -321,8 +344,11 @@ def from_wire(wire: dict[str, Any]) -> VecfleetError:
     """Rebuild the error that ``to_wire`` wrote; an unknown code becomes a ``JobFailed``."""
     cls = BY_CODE.get(str(wire.get("code")), JobFailed)
     retry_after = wire.get("retry_after_s")
-    return cls(
+    error = cls(
         str(wire.get("message", "")),
         field=wire.get("field"),
         retry_after_s=None if retry_after is None else float(retry_after),
     )
+    if isinstance(error, TextsTooLong):
+        error.indices = tuple(wire.get("indices", ()))
+    return error

@@ -16,7 +16,7 @@ from vecfleet.common import codec, keys, limits, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
-from vecfleet.common.errors import NoWorker, QueueFull, VecfleetError
+from vecfleet.common.errors import NoWorker, QueueFull, TextsTooLong, VecfleetError
 from vecfleet.common.fleet_state import FleetState, read_fleet_state
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name, new_id
@@ -36,6 +36,7 @@ class _Call:
     function: str
     payload: dict[str, Any]
     tokens: int
+    first: int = 0  # place of its first text in what was asked
 
 
 class FleetClient:
@@ -121,8 +122,8 @@ class FleetClient:
             options["prompt"] = prompt
         queue = keys.embed_queue(card.space, lane)
         calls = [
-            _Call(queue, payloads.EMBED, {"texts": list(part), **options}, _cost(part))
-            for part in _blocks(texts)
+            _Call(queue, payloads.EMBED, {"texts": list(part), **options}, _cost(part), first)
+            for first, part in _blocks(texts)
         ]
         replies = [EmbedReply.from_wire(body) for body in await self._ask(calls, timeout_s)]
         return replies[0] if len(replies) == 1 else _join(replies)
@@ -380,14 +381,23 @@ class FleetClient:
             return list(
                 await asyncio.gather(
                     *(
-                        self.box.wait(job.id, future, timeout)
-                        for job, future in zip(jobs, futures, strict=True)
+                        self._answer(call, job, future, timeout)
+                        for call, job, future in zip(calls, jobs, futures, strict=True)
                     )
                 )
             )
         except (VecfleetError, asyncio.CancelledError):
             await self._abandon(jobs, futures)
             raise
+
+    async def _answer(
+        self, call: _Call, job: NewJob, future: asyncio.Future[Any], timeout_s: float
+    ) -> dict[str, Any]:
+        try:
+            body: dict[str, Any] = await self.box.wait(job.id, future, timeout_s)
+            return body
+        except TextsTooLong as error:
+            raise error.moved(call.first) from error
 
     async def _abandon(
         self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]
@@ -421,9 +431,10 @@ def block_job_id(submission: str, place: int) -> str:
     return f"{submission}-{place}"
 
 
-def _blocks(texts: Sequence[str]) -> list[Sequence[str]]:
+def _blocks(texts: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
+    """Parts of the texts, each with the place of its first one."""
     size = limits.BLOCK_DOCUMENTS
-    return [texts[start : start + size] for start in range(0, len(texts), size)]
+    return [(start, texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
 def _cost(texts: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vecfleet.common.document import naming_texts
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.payloads import EmbedReply
 from vecfleet.gateway import fields, schemas
@@ -66,9 +67,10 @@ class Embeddings:
         card = await self._fleet.find_model(name, "embed")
         check_dimensions(dimensions, card)
         check_prompt_name(prompt_name, card)
-        reply = await self._fleet.embed(
-            texts, model=card, prompt_name=prompt_name, truncate=truncate
-        )
+        with naming_texts("input", alone=isinstance(body["input"], str)):
+            reply = await self._fleet.embed(
+                texts, model=card, prompt_name=prompt_name, truncate=truncate
+            )
         _note(request, reply)
         return openai_answer(reply, encoding)
 
@@ -87,12 +89,11 @@ class Embeddings:
         card = await self._fleet.find_model(self._config.embed_model, "embed")
         check_dimensions(dimensions, card)
         check_prompt_name(prompt_name, card)
-        reply = await self._fleet.embed(
-            texts,
-            model=card,
-            prompt_name=prompt_name,
-            truncate=fields.flag(body, "truncate", False),
-        )
+        truncate = fields.flag(body, "truncate", False)
+        with naming_texts("inputs", alone=isinstance(body["inputs"], str)):
+            reply = await self._fleet.embed(
+                texts, model=card, prompt_name=prompt_name, truncate=truncate
+            )
         _note(request, reply)
         return list_answer(reply)
 

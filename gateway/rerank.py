@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vecfleet.common.document import check_text, check_texts
+from vecfleet.common.document import check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import RerankReply
@@ -183,9 +183,10 @@ class Rerank:
         name = fields.word(body, "model", self._config.rerank_model)
         card = await self._fleet.find_model(name, "rerank")
         _check_cut(body, card.max_tokens)
-        reply = await self._fleet.rerank(
-            str(query), texts, model=card, instruction=instruction or "", truncate=truncate
-        )
+        with naming_texts(field):
+            reply = await self._fleet.rerank(
+                str(query), texts, model=card, instruction=instruction or "", truncate=truncate
+            )
         context_of(request).note_inference(
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)
         )

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
 from vecfleet.common.collection import Collection
-from vecfleet.common.document import check_document_id, check_text, check_texts
+from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
 from vecfleet.common.names import new_id
@@ -260,9 +260,11 @@ class AsyncProducer:
     ) -> EmbedReply:
         """Vectors of texts, as raw float32; ``prompt_name`` "query" for questions."""
         check_texts(texts, "texts")
-        return await (await self.fleet()).embed(
-            texts, model=model, prompt_name=prompt_name, truncate=truncate, lane=lane
-        )
+        fleet = await self.fleet()
+        with naming_texts("texts"):
+            return await fleet.embed(
+                texts, model=model, prompt_name=prompt_name, truncate=truncate, lane=lane
+            )
 
     async def rerank(
         self,
@@ -275,9 +277,9 @@ class AsyncProducer:
         """How relevant each document is to ``query``, from 0 to 1, in the documents' order."""
         check_text(query, "query")
         check_texts(documents, "documents", limits.MAX_RERANK_DOCUMENTS)
-        return await (await self.fleet()).rerank(
-            query, documents, model=model, instruction=instruction
-        )
+        fleet = await self.fleet()
+        with naming_texts("documents"):
+            return await fleet.rerank(query, documents, model=model, instruction=instruction)
 
     async def search(
         self,

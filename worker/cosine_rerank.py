@@ -36,6 +36,12 @@ async def rerank_by_cosine(
     except (TextsTooLong, EngineFailed) as error:
         # The places of texts, queries first, become those of pairs.
         failed = set(error.indices)
+        if isinstance(error, TextsTooLong) and min(failed) < len(places):
+            error = TextsTooLong(
+                "the query is longer than the model reads; shorten it or allow truncation",
+                indices=error.indices,
+                field="query",
+            )
         indices = [
             pair for pair, ask in enumerate(asks) if ask in failed or len(places) + pair in failed
         ]

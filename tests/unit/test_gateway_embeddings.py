@@ -202,6 +202,23 @@ async def test_tei_statuses_are_teis_own(error, status, kind):
     assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/embed", "inputs")])
+async def test_a_text_that_is_too_long_is_named(path, field):
+    fleet = FakeFleet()
+    fleet.fail = TextsTooLong(indices=(7, 9))
+    async with gateway_client(fleet) as client:
+        among = (await client.post(path, json={field: ["a"] * 10, "truncate": False})).json()
+        fleet.fail = TextsTooLong(indices=(0,))
+        alone = (await client.post(path, json={field: "a", "truncate": False})).json()
+    if path == "/embed":
+        assert among["error"].startswith("inputs[7] and 1 more are longer")
+        assert alone["error"].startswith("inputs is longer")
+    else:
+        assert among["error"]["param"] == "input[7]"
+        assert among["error"]["message"].startswith("input[7] and 1 more are longer")
+        assert alone["error"]["param"] == "input"
+
+
 async def test_limits_come_from_the_config():
     async with gateway_client(FakeFleet(), GatewayLimits(max_inputs=2)) as client:
         answer = await client.post("/v1/embeddings", json=body(input=["a", "b", "c"]))

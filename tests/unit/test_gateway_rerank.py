@@ -6,6 +6,8 @@ import pytest
 from gateway_fakes import FakeFleet, gateway_client
 from gateway_responder import CARD
 
+from vecfleet.common.errors import TextsTooLong
+
 QUERY = "red green"
 TEXTS = ["blue", "green red", "red"]  # scores 0, 1 and 0.5
 
@@ -143,3 +145,25 @@ async def test_v2_errors_have_the_plain_shape_and_rerank_has_teis():
     assert v2.json()["error"]["field"] == "documents[0]"
     assert (tei.status_code, tei.json()["error_type"]) == (400, "Empty")
     assert (neither.status_code, neither.json()["error_type"]) == (422, "Validation")
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "off", "field"),
+    [
+        ("/v1/rerank", "documents", "truncation", "documents[1]"),
+        ("/rerank", "texts", "truncate", "texts[1]"),
+    ],
+)
+async def test_a_document_that_is_too_long_is_named(path, given, off, field):
+    fleet = FakeFleet()
+    fleet.fail = TextsTooLong(indices=(1,))
+    async with gateway_client(fleet) as client:
+        sent = {"query": QUERY, given: TEXTS, off: False}
+        said = (await client.post(path, json=sent)).json()["error"]
+        fleet.fail = TextsTooLong("the query is too long", indices=(0, 1), field="query")
+        query = (await client.post(path, json=sent)).json()["error"]
+    if path == "/rerank":
+        assert said.startswith(f"{field} is longer")
+        assert query == "the query is too long"
+    else:
+        assert (said["param"], query["param"]) == (field, "query")
