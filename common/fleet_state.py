@@ -34,6 +34,11 @@ class LiveWorker:
     fields: dict[str, str]  # what its heartbeat says: model, tokens_per_s, state, ...
 
     @property
+    def paused(self) -> str:
+        """Why it claims nothing; empty where it does."""
+        return self.fields.get("paused", "")
+
+    @property
     def tokens_per_s(self) -> float:
         """Its rate; 0.0 where it tells none."""
         try:

@@ -36,6 +36,7 @@ from vecfleet.worker.machine import Gpu, read_gpus
 from vecfleet.worker.model_size import weight_bytes
 
 MAX_FAILED_STARTS = 5
+_LIMITS = ("max_memory_percent", "max_cpu_percent", "resource_check_s")
 _POLL_S = 0.1
 _PATIENCE_S = 15.0  # between two lines that tell what the start waits for
 
@@ -86,7 +87,9 @@ def worker_specs(
     specs = []
     for one in plans:
         chosen = settings
-        environment = settings.environment(redis_url=redis_url, data=str(settings.data))
+        environment = settings.environment(
+            redis_url=redis_url, data=str(settings.data), **_limits(settings)
+        )
         if one.gpus:
             # By UUID: unlike a number, it means the same GPU to everybody who reads it.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in one.gpus)
@@ -109,6 +112,13 @@ def worker_specs(
             )
         )
     return specs
+
+
+def _limits(settings: Settings) -> dict[str, str]:
+    """What was chosen of when a worker pauses."""
+    given = {name: getattr(settings, name) for name in _LIMITS}
+    defaults = Settings.model_fields
+    return {name: str(v) for name, v in given.items() if v != defaults[name].default}
 
 
 def check_pool(options: PoolOptions) -> int:

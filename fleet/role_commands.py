@@ -18,6 +18,7 @@ from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.engine_options import engine_options, engine_settings, options
 from vecfleet.fleet.presence import workers_here
+from vecfleet.worker.window import ResourceLimits
 
 DEFAULT_NICENESS = 10
 
@@ -202,6 +203,9 @@ def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name:
             redis_url=url,
             engine=engine_settings(chosen, served_name=served_name),
             name=name,
+            limits=ResourceLimits(
+                chosen.max_memory_percent, chosen.max_cpu_percent, chosen.resource_check_s
+            ),
         )
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)

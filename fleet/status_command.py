@@ -40,9 +40,14 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
     _show(
         console,
         "Workers",
-        ("worker", "state", "tokens/s"),
+        ("worker", "state", "tokens/s", "why paused"),
         [
-            (w.name, w.fields.get("state", ""), f"{w.tokens_per_s:,.0f}")
+            (
+                w.name,
+                w.fields.get("state", ""),
+                f"{w.tokens_per_s:,.0f}",
+                w.paused,
+            )
             for w in found.state.workers
         ],
     )

@@ -47,6 +47,7 @@ class Health:
             "index_available": False,
             "documents_indexed": 0,
             "gpu_count": 0,
+            "workers_paused": 0,
             "memory_usage": {"gateway_rss_bytes": _resident_bytes()},
         }
         try:
@@ -57,6 +58,7 @@ class Health:
                 found["gpu_count"] = len(
                     {w.name for w in workers if w.fields.get("device", "").startswith("cuda")}
                 )
+                found["workers_paused"] = sum(bool(worker.paused) for worker in workers)
                 found["documents_indexed"] = await self._documents()
                 found["index_available"] = True
         except VecfleetError as error:

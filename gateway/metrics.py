@@ -127,13 +127,19 @@ class _FleetCollector(Collector):
         rates = GaugeMetricFamily(
             "vecfleet_model_tokens_per_second", "What live workers say they do", labels=("model",)
         )
+        paused = GaugeMetricFamily(
+            "vecfleet_model_workers_paused", "Live workers that claim nothing", labels=("model",)
+        )
         by_name = {worker.name: worker.tokens_per_s for worker in self._state.workers}
+        resting = {worker.name for worker in self._state.workers if worker.paused}
         for model in self._models:
             workers.add_metric((model.card.name,), len(model.workers))
+            paused.add_metric((model.card.name,), len(resting.intersection(model.workers)))
             rates.add_metric(
                 (model.card.name,), sum(by_name.get(name, 0.0) for name in model.workers)
             )
         yield workers
+        yield paused
         yield rates
 
 

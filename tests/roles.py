@@ -19,6 +19,7 @@ from vecfleet.worker.main import (
     run_search,
     run_worker,
 )
+from vecfleet.worker.window import ResourceLimits
 
 
 def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
@@ -28,7 +29,9 @@ def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
     config = AggregatorConfig(redis_url, Path(data_dir))
     match role:
         case "worker":
-            return run_worker(WorkerConfig(redis_url, EngineSettings("fake")), load=load)
+            limits = ResourceLimits(memory_percent=100, cpu_percent=100)
+            worker = WorkerConfig(redis_url, EngineSettings("fake"), limits=limits)
+            return run_worker(worker, load=load)
         case "aggregator":
             return run_aggregator(config)
         case _:

@@ -26,6 +26,12 @@ from vecfleet.fleet.redis_server import RedisBinary, inspect_binary
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 DEADLINE_S = 30.0
 _POLL_S = 0.01
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VECFLEET_MAX_MEMORY_PERCENT": "100",  # whatever else this machine does meanwhile
+    "VECFLEET_MAX_CPU_PERCENT": "100",
+}
 T = TypeVar("T")
 
 
@@ -116,7 +122,7 @@ class Process:
             text=True,
             errors="replace",
             cwd=cwd,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**os.environ, **_ENVIRONMENT, **(env or {})},
             start_new_session=True,
             preexec_fn=dies_with_parent(signal.SIGKILL),
         )

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus
-from vecfleet.worker.window import Window
+from vecfleet.worker.window import ResourceLimits, Window
 from vecfleet.worker.writer_lease import WriterLease
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class WorkerConfig:
     redis_url: str
     engine: EngineSettings
     name: str | None = None  # unique among the living
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,9 @@ def run_search(config: AggregatorConfig, on_event: OnEvent | None = None) -> int
 
 
 async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngine) -> int:
+    # Here, so that the aggregator runs where what reads the machine is not installed.
+    from vecfleet.worker.resources import MachineGauge, ResourceWatch
+
     stop, hurry = _stop_on_signals()
     code = 0
     client = connect(config.redis_url)
@@ -92,6 +96,11 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
         card = engine.card
         queues = _engine_queues(engine)
         status = EngineStatus(engine)
+        windows = _engine_windows()
+        gauge = MachineGauge(engine.device)
+        watch = ResourceWatch(windows, config.limits, gauge, width=card.dimension)
+        await asyncio.to_thread(watch.check)
+        watching = asyncio.create_task(_every(config.limits.check_s, watch.check, stop.set))
 
         def on_broken() -> None:
             nonlocal code
@@ -101,26 +110,35 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
 
         def announce() -> Announcement:
             pools = tuple(dict.fromkeys(queue.pool for queue in queues))
-            return Announcement(card, pools, status.fields())
+            return Announcement(card, pools, {**status.fields(), **watch.fields()})
 
         worker = BatchWorker(
             Ledger(client, config.name or _unique_name("worker")),
             queues=lambda: queues,
             handlers=_engine_handlers(engine),
-            windows={
-                "interactive": Window(max_tokens=_INTERACTIVE_TOKENS, max_jobs=512),
-                "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
-            },
+            windows=windows,
             announce=announce,
             on_broken=on_broken,
             on_event=_saying(
                 f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
             ),
         )
-        await worker.run(stop, hurry=hurry)
+        try:
+            await worker.run(stop, hurry=hurry)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            watch.close()
     finally:
         await engine.close()
     return code
+
+
+def _engine_windows() -> dict[keys.Lane, Window]:
+    return {
+        "interactive": Window(max_tokens=_INTERACTIVE_TOKENS, max_jobs=512),
+        "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
+    }
 
 
 def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:

@@ -14,6 +14,15 @@ class Room:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceLimits:
+    """When a worker's windows are paused; 100 means never."""
+
+    memory_percent: float = 90.0  # of the host's memory
+    cpu_percent: float = 90.0  # of the CPU, as others use it
+    check_s: float = 3.0
+
+
 class Window:
     """A bounded number of tokens and jobs in flight.
 

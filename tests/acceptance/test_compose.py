@@ -13,9 +13,7 @@ import pytest
 import yaml
 from servers import Process, process_exists, wait_until
 
-from vecfleet.common.errors import ConfigError
 from vecfleet.common.redis_client import connect
-from vecfleet.fleet.machine import claimed_gpu
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import RedisBinary, RedisServer, free_port
 
@@ -129,7 +127,7 @@ def test_the_aggregators_command_and_health_check(
 def test_the_gateways_and_the_workers_health_checks(run_role: RunRole, redis_url: str) -> None:
     port = free_port()
     environment = {"VECFLEET_REDIS_URL": redis_url, "VECFLEET_ENGINE": "null"}
-    worker = run_role("worker", env=environment)
+    worker = run_role(*SERVICES["worker"]["command"][1:], env=environment)
     gateway = run_role("gateway", "--port", str(port), env=environment)
     check = SERVICES["worker"]["healthcheck"]["test"][2:]
     wait_until(lambda: health(redis_url, *check) == 0, 60, "a worker")
@@ -146,12 +144,3 @@ def test_the_gateways_and_the_workers_health_checks(run_role: RunRole, redis_url
     wait_until(is_healthy, 60, "a healthy gateway")
     assert gateway.stop(60) == 0
     assert worker.stop(60) == 0
-
-
-def test_replicas_on_one_host_take_a_gpu_each(tmp_path: Path) -> None:
-    with claimed_gpu(tmp_path, 2) as first, claimed_gpu(tmp_path, 2) as second:
-        assert {first, second} == {0, 1}
-        with pytest.raises(ConfigError, match="2 found"), claimed_gpu(tmp_path, 2):
-            pass
-    with claimed_gpu(tmp_path, 2) as again:
-        assert again == 0

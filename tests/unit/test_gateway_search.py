@@ -222,6 +222,7 @@ async def test_health_has_the_articles_fields():
         "index_available": True,
         "documents_indexed": 3,
         "gpu_count": 1,
+        "workers_paused": 0,
         "memory_usage": {},
     }
 

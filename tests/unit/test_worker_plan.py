@@ -236,6 +236,13 @@ def test_a_child_sees_its_own_gpus_and_is_told_its_share(monkeypatch: pytest.Mon
     assert "--served-name" not in command(specs(options("a"), gpus(1))[0])
 
 
+def test_when_it_pauses_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECFLEET_MAX_MEMORY_PERCENT", "70")
+    (one,) = specs(options("a", max_cpu_percent=100), [])
+    assert one.environment["VECFLEET_MAX_CPU_PERCENT"] == "100.0"
+    assert one.environment["VECFLEET_MAX_MEMORY_PERCENT"] == "70"
+
+
 def test_a_group_is_seen_together() -> None:
     (one,) = specs(options("m", tensor_parallel_size=2), gpus(2))
     assert one.environment["CUDA_VISIBLE_DEVICES"] == "GPU-0000,GPU-0001"
