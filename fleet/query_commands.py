@@ -152,10 +152,8 @@ def embed(
     out: Path | None,
 ) -> int:
     """Turn a text, or each document of a file (- is standard input), into a vector."""
-    if source == STDIN or Path(source).exists():
-        documents = _documents(source)
-    else:
-        documents = iter((Document("text", source),))
+    is_file = _names_a_file(source)
+    documents = _documents(source) if is_file else iter((Document("text", source),))
     if out is None and output != "jsonl" and sys.stdout.isatty():
         raise ConfigError("these are bytes, not text: say where to with --out FILE")
 
@@ -229,6 +227,13 @@ def _npy_header(rows: int, dimension: int) -> bytes:
     space = _NPY_HEADER_BYTES - 10
     text = described.encode().ljust(space - 1) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", space) + text
+
+
+def _names_a_file(source: str) -> bool:
+    try:
+        return source == STDIN or Path(source).exists()
+    except (OSError, ValueError):
+        return False  # a text longer than a file's name may be, or with a null character
 
 
 def _documents(source: str) -> Iterator[Document]:

@@ -87,6 +87,9 @@ def find_sources(paths: Sequence[str | Path], format: Format | None = None) -> l
         raise ConfigError("name at least one file, or - for standard input")
     if [str(path) for path in paths].count(STDIN) > 1:
         raise ConfigError("standard input (-) can be read once only")
+    if "" in map(str, paths):
+        # As a path it is the current directory: an unset variable of a script would send all of it.
+        raise ConfigError("a file's name must not be empty; write . for the current directory")
     found = [entry for path in paths for entry in _expand(str(path), format)]
     # Two files of one name would give their rows the same ids.
     names = Counter(source.name for source in found)

@@ -132,6 +132,9 @@ def test_what_is_wrong_is_one_line_and_a_code(redis_url, tmp_path, documents):
         (3, "Redis does not answer", "search", "x", "-c", "c", "--redis", "redis://127.0.0.1:1/0"),
         (4, "no collection", "search", "x", "-c", "c"),
         (2, "may hold", "collections", "create", "../x"),
+        (2, "must not be empty", "ingest", "", "-c", "c"),
+        (2, "must not be empty", "embed", ""),
+        (4, "no worker has announced", "embed", "a long text " * 100),
     ):
         done = command(redis_url, tmp_path, *arguments)
         assert done.returncode == code, done.stdout

@@ -297,3 +297,11 @@ def test_patterns_directories_and_hidden_files(tmp_path):
     assert [t for _, t in documents(read(tmp_path))] == ["a.jsonl", "b.jsonl"]
     assert [t for _, t in documents(read(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
     assert len(read(tmp_path, format="jsonl")) == 3
+
+
+def test_an_empty_name_is_not_the_current_directory(tmp_path, monkeypatch):
+    save(tmp_path / "a.jsonl", jsonl(ROWS))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="must not be empty"):
+        read("")
+    assert documents(read(".")) == EXPECTED
