@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 JOURNALS = "journals"  # in the data folder
+REJECTS = "rejects"  # likewise
 
 redis_option = click.option(
     "--redis", "redis_url", metavar="URL", help="The fleet's Redis; by default VECFLEET_REDIS_URL."

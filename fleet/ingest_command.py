@@ -17,11 +17,18 @@ from vecfleet.common.collection import Collection
 from vecfleet.common.errors import CollectionConflict, UnknownCollection, VecfleetError
 from vecfleet.common.names import new_id
 from vecfleet.common.settings import Settings
-from vecfleet.fleet.client_options import JOURNALS, json_option, print_json, redis_option, run_with
+from vecfleet.fleet.client_options import (
+    JOURNALS,
+    REJECTS,
+    json_option,
+    print_json,
+    redis_option,
+    run_with,
+)
 from vecfleet.fleet.ingest_view import IngestView, RejectsFile, choose_view
 from vecfleet.producer.fields import FieldMap
 from vecfleet.producer.options import DEFAULT_PATIENCE_S, SubmitOptions
-from vecfleet.producer.producer import AsyncProducer
+from vecfleet.producer.producer import AsyncProducer, submission_id
 from vecfleet.producer.readers import DocumentFiles, read_documents
 from vecfleet.producer.result import SubmissionResult
 from vecfleet.producer.sources import FORMATS, Format
@@ -82,7 +89,8 @@ class _Order:
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write what was not accepted to this file, one JSON object a line.",
+    help="Where to write what was not accepted, one JSON object a line; by default in the data "
+    "folder, where there was anything.",
 )
 @click.option(
     "--truncate/--no-truncate",
@@ -143,10 +151,10 @@ def ingest(
         result = run_with(
             settings,
             redis_url,
-            lambda producer: _ingest(producer, settings, order, documents, view),
+            lambda producer: _ingest(producer, settings, order, documents, view, kept),
         )
     if as_json:
-        print_json({**result.to_wire(), "rejects_file": rejects and str(rejects)})
+        print_json({**result.to_wire(), "rejects_file": kept.path and str(kept.path)})
     else:
         view.say_result(result)
     if result.interrupted:
@@ -160,10 +168,14 @@ async def _ingest(
     order: _Order,
     documents: DocumentFiles,
     view: IngestView,
+    kept: RejectsFile,
 ) -> SubmissionResult:
-    await _collection(producer, order, view)
+    collection = await _collection(producer, order, view)
     is_named = order.submission is not None or order.journal is not None
     name = order.submission if is_named else new_id()
+    # Where a journal alone names the submission, its id is the journal's affair.
+    file = new_id() if name is None else submission_id(collection, name)
+    kept.default_to(settings.data / REJECTS / f"{file}.jsonl")
     stop = asyncio.Event()
     again = "with the same command" + ("" if is_named else f" and --submission {name}")
     with _on_interrupt(stop, view):

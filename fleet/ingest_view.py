@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -29,24 +30,27 @@ from vecfleet.producer.items import Rejected
 from vecfleet.producer.readers import DocumentFiles
 from vecfleet.producer.result import Progress, SubmissionResult
 
+log = logging.getLogger(__name__)
+
 _MOST_SHOWN_REJECTS = 10
 _LINE_EVERY_S = 5.0
 _JSON_EVERY_S = 1.0
 
 
 class RejectsFile:
-    """Rejected documents as JSON lines; nothing where no file is wanted."""
+    """Rejected documents as JSON lines, in the file that was asked for or else in a default one.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    The default one is made with the first rejected document.
+    """
+
+    def __init__(self, asked: Path | None) -> None:
+        self.path = asked  # None while there is no file
+        self._default: Path | None = None
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
         if self.path is not None:
-            try:
-                self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise ConfigError(f"rejects {self.path}: {error.strerror}") from error
+            self._open(self.path)
         return self
 
     def __exit__(
@@ -58,10 +62,28 @@ class RejectsFile:
         if self._file is not None:
             self._file.close()
 
+    def default_to(self, path: Path) -> None:
+        """Where to write where nothing was asked for."""
+        self._default = path
+
     def write(self, rejected: Rejected) -> None:
         """Add one."""
+        if self._file is None and self._default is not None:
+            path, self._default = self._default, None  # tried once
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._open(path)
+            except (ConfigError, OSError) as error:
+                log.warning("what is rejected is not kept: %s", error)
         if self._file is not None:
             self._file.write(json.dumps(rejected.to_wire(), ensure_ascii=False) + "\n")
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise ConfigError(f"rejects {path}: {error.strerror}") from error
+        self.path = path
 
 
 class IngestView:
@@ -99,8 +121,8 @@ class IngestView:
         if self._shown <= _MOST_SHOWN_REJECTS:
             self.say(_rejection(rejected))
         elif self._shown == _MOST_SHOWN_REJECTS + 1:
-            more = "" if self._rejects.path else "; see them all with --rejects FILE"
-            self.say(f"more are rejected{more}")
+            where = f"; all are in {self._rejects.path}" if self._rejects.path else ""
+            self.say(f"more are rejected{where}")
 
     def say_result(self, result: SubmissionResult) -> None:
         """The summary, on standard output."""

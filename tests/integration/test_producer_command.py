@@ -103,11 +103,21 @@ def test_the_commands_answer(fleet, documents, tmp_path):
     rejects = tmp_path / "rejects.jsonl"
     done = command(fleet, tmp_path, "ingest", bad, "-c", "c", "--rejects", rejects)
     assert done.returncode == 1
+    kept = tmp_path / "client" / "rejects"
+    assert not kept.exists()
     assert "1 documents committed to c, 1 rejected" in done.stdout
     (line,) = rejects.read_text().splitlines()
     assert {"file": "bad.jsonl", "line": 2, "code": "invalid_input"}.items() <= json.loads(
         line
     ).items()
+    asked_for_nothing = command(fleet, tmp_path, "ingest", bad, "-c", "c")
+    (default,) = kept.iterdir()
+    assert f"what was not accepted is in {default}" in asked_for_nothing.stdout
+    assert default.read_text() == rejects.read_text()
+    default.unlink()
+    as_json = command(fleet, tmp_path, "ingest", bad, "-c", "c", "--json", "--submission", "a/b")
+    (default,) = kept.iterdir()
+    assert json.loads(as_json.stdout.splitlines()[-1])["rejects_file"] == str(default)
     found = command(fleet, tmp_path, "search", "number one", "-c", "c", "--json")
     assert json.loads(found.stdout)["results"][0]["id"] == "a"
     assert "number one" in command(fleet, tmp_path, "search", "number one", "-c", "c").stdout
