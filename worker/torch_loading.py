@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from vecfleet.common.engine_names import DtypeName, Quantization, TaskName
 from vecfleet.common.errors import ConfigError
 from vecfleet.worker.machine import cpu_has_bf16
+from vecfleet.worker.memory import give_back_freed
 from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
 from vecfleet.worker.step_loop import OnStep
@@ -71,14 +72,16 @@ def load_model(files: ModelFiles, tokenizer: TextTokenizer, settings: TorchSetti
         quantize(model, files, tokenizer, settings.quantization)
     model.choose_way()
     model.step_tokens = settings.step_tokens or _measure_step(model)
+    give_back_freed()  # what trials with larger steps left behind
     log.info(
-        "%s: %s on %s, %s, steps of %d tokens%s",
+        "%s: %s on %s, %s, steps of %d tokens%s%s",
         files.name,
         str(dtype).removeprefix("torch."),
         device,
         f"packed, {model.kernel} attention" if model.packed else "padded",
         model.step_tokens,
         ", oneDNN layout" if model.onednn else "",
+        f", fused {' and '.join(model.fused)}" if model.fused else "",
     )
     return model
 

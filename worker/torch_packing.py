@@ -2,7 +2,8 @@
 
 Nine tenths of a forward pass are matrix products in which every token stands for itself.  There
 padding is pure loss, so a step's texts form one row of tokens.  Only attention needs to know where
-each text begins: it runs over groups of texts of about one length, gathered from that row.
+each text begins: it runs over groups of texts of about one length, gathered from that row, or on a
+GPU in one kernel that is told where texts end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ATTENTION_NAME = "vecfleet_packed"
 MERGE_SLOTS = 48  # padding that costs less than one more group
 MAX_PLAIN_LENGTH = 1024  # longer texts would need too much memory for their scores
 
-Kernel = Literal["plain", "fused"]
+Kernel = Literal["plain", "fused", "varlen"]
 
 
 class UnsupportedModel(Exception):
@@ -54,7 +55,9 @@ class Packed:
     positions: NDArray[np.int64]  # (tokens,) of each token in its text
     tokens: int  # of texts; what follows fills the row up
     row_tokens: int
-    groups: list[Group]
+    groups: list[Group]  # of the kernels "plain" and "fused"
+    ends: Tensor | None = None  # of "varlen": int32, 0 and where each text ends, the filling too
+    longest: int = 0  # tokens
 
 
 def row_length(tokens: int) -> int:
@@ -71,20 +74,26 @@ def pack(
     ends = np.cumsum(sizes)
     starts = ends - sizes
     tokens = int(ends[-1])
-    groups = []
-    first = 0
-    for last in _group_ends(lengths):
-        groups.append(_make_group(starts[first:last], sizes[first:last], device, dtype))
-        first = last
-    return Packed(
+    packed = Packed(
         kernel=kernel,
         starts=starts,
         lengths=sizes,
         positions=np.arange(tokens) - np.repeat(starts, sizes),
         tokens=tokens,
         row_tokens=row_length(tokens),
-        groups=groups,
+        groups=[],
     )
+    if kernel == "varlen":
+        filling = [packed.row_tokens] if packed.row_tokens > tokens else []
+        marks = np.concatenate([[0], ends, filling]).astype(np.int32)
+        packed.ends = torch.from_numpy(marks).to(device)
+        packed.longest = int(np.diff(marks).max())
+        return packed
+    first = 0
+    for last in _group_ends(lengths):
+        packed.groups.append(_make_group(starts[first:last], sizes[first:last], device, dtype))
+        first = last
+    return packed
 
 
 def _group_ends(lengths: Sequence[int]) -> list[int]:
@@ -143,6 +152,9 @@ def attend(
     causal = bool(getattr(module, "is_causal", False))
     # (tokens, heads, d): for most models a view of memory in this order.
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    if packed.ends is not None:
+        found = varlen_attention(q, k, v, packed.ends, packed.longest, scale, causal)
+        return found.unsqueeze(0), None
     out = q.new_empty((packed.row_tokens, q.shape[1], v.shape[2]))
     for group in packed.groups:
         rows, keys, values = (_rows(x, group, q.shape[1]) for x in (q, k, v))
@@ -155,6 +167,19 @@ def attend(
             torch.index_select(flat, 0, group.scatter, out=out[group.start : group.stop])
     out[packed.tokens :].zero_()
     return out.unsqueeze(0), None
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, scale: float, causal: bool
+) -> Tensor:
+    """(tokens, heads, d) of texts that end at ``ends[1:]``; heads may share keys.
+
+    The operator is private to torch, so a model takes it only where it agrees when it is loaded.
+    """
+    found: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, ends, ends, longest, longest, 0.0, causal, False, scale=scale
+    )[0]
+    return found
 
 
 def _rows(states: Tensor, group: Group, heads: int) -> Tensor:
