@@ -36,6 +36,7 @@ from vecfleet.worker.machine import Gpu, read_gpus
 from vecfleet.worker.model_size import weight_bytes
 
 MAX_FAILED_STARTS = 5
+_EARLY_DRAIN_S = 10.0  # of a worker that loads its model
 _LIMITS = ("max_memory_percent", "max_cpu_percent", "resource_check_s")
 _POLL_S = 0.1
 _PATIENCE_S = 15.0  # between two lines that tell what the start waits for
@@ -106,6 +107,7 @@ def worker_specs(
                 tuple(role_command("--log-format", "json", "worker", *arguments)),
                 # Asked to end, not killed: an engine's own processes would be left behind.
                 death_signal=signal.SIGTERM,
+                early_drain_s=_EARLY_DRAIN_S,
                 environment=environment,
                 max_failed_starts=MAX_FAILED_STARTS,
                 turn=turns.setdefault(one.gpus, asyncio.Lock()) if one.gpus else None,

@@ -48,6 +48,7 @@ class ChildSpec:
     name: str
     command: tuple[str, ...]
     drain_s: float = 90.0  # from SIGTERM to SIGKILL
+    early_drain_s: float | None = None  # the same before it is ready: it has nothing to finish
     death_signal: signal.Signals = signal.SIGKILL  # what it gets when the supervisor dies
     environment: Mapping[str, str] | None = field(default=None, repr=False)  # None: ours
     max_failed_starts: int = MAX_FAILED_STARTS  # in a row, while the fleet comes up
@@ -142,9 +143,12 @@ class Supervisor:
                 child.process.terminate()
         if child.task is None:
             return
-        done, _ = await asyncio.wait([child.task], timeout=child.spec.drain_s)
+        drain_s = child.spec.drain_s
+        if not child.is_ready and child.spec.early_drain_s is not None:
+            drain_s = child.spec.early_drain_s
+        done, _ = await asyncio.wait([child.task], timeout=drain_s)
         if not done and child.process is not None:
-            self._tell(child, f"did not stop within {child.spec.drain_s:g} s and is killed")
+            self._tell(child, f"did not stop within {drain_s:g} s and is killed")
             _kill_group(child.process.pid)
         await child.task
 

@@ -125,6 +125,19 @@ async def test_a_child_that_ignores_the_drain_is_killed_at_its_deadline() -> Non
     assert any("did not stop" in line for _, line in watched.lines)
 
 
+async def test_one_that_is_not_ready_has_nothing_to_drain() -> None:
+    watched = Watched()
+    options = {"drain_s": 0.5, "early_drain_s": 0.05}
+    watched.supervisor.start(spec("ready", STUBBORN, **options), spec("not", STUBBORN, **options))
+    await watched.said("ready", "up")
+    await watched.said("not", "up")
+    watched.supervisor.ready([watched.supervisor.pids()["ready"]])
+    await watched.supervisor.stop()
+    told = {name: line for name, line in watched.lines if "did not stop" in line}
+    assert "within 0.05 s" in told["not"]
+    assert "within 0.5 s" in told["ready"]
+
+
 async def test_a_hard_end_does_not_wait_for_the_drain() -> None:
     watched = Watched()
     watched.supervisor.start(spec("deaf", STUBBORN))
