@@ -16,6 +16,7 @@ from vecfleet.common.collection import Collection
 from vecfleet.common.errors import (
     InvalidInput,
     SpaceMismatch,
+    Unavailable,
     UnknownCollection,
     UnknownModel,
     VecfleetError,
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _FRESH_S = 1.0
 _USABLE_S = 5.0  # older than fresh, but good enough while they are read again
+
+_PUBLISHED_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +157,22 @@ class Directory:
             return sum(float(rate or 0) for rate in await pipe.execute())
 
     async def collection(self, name: str, tenant: str = keys.DEFAULT_TENANT) -> Collection:
-        """A collection's record; raises ``InvalidName`` or ``UnknownCollection``."""
+        """A collection's record.
+
+        Raises ``InvalidName``, ``UnknownCollection``, or ``Unavailable`` while Redis has not been
+        told which collections there are.
+        """
         check_name(name)
+        key = keys.collections(tenant)
         with translated():
-            raw = cast(Any, await self._redis.hget(keys.collections(tenant), name))
+            raw = cast(Any, await self._redis.hget(key, name))
+            if raw is None:  # at one moment with the question whether that means anything
+                pipe = self._redis.pipeline(transaction=True)
+                pipe.hget(key, name)
+                pipe.exists(keys.PUBLISHED)
+                raw, is_published = await pipe.execute()
+        if raw is None and not is_published:
+            raise _unpublished()
         if raw is None:
             raise UnknownCollection(
                 f"there is no collection {name!r}; create it first", field="collection"
@@ -165,10 +180,23 @@ class Directory:
         return Collection.from_wire(codec.loads(raw))
 
     async def collections(self, tenant: str = keys.DEFAULT_TENANT) -> list[Collection]:
-        """All collections of a tenant, by name."""
+        """All collections of a tenant, by name; raises ``Unavailable`` as ``collection`` does."""
         with translated():
-            raw = cast(Any, await self._redis.hvals(keys.collections(tenant)))
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hvals(keys.collections(tenant))
+            pipe.exists(keys.PUBLISHED)
+            raw, is_published = await pipe.execute()
+        if not raw and not is_published:
+            raise _unpublished()
         return sorted((Collection.from_wire(codec.loads(r)) for r in raw), key=lambda c: c.name)
+
+
+def _unpublished() -> Unavailable:
+    return Unavailable(
+        "no aggregator has told which collections there are; one that runs does within ten seconds",
+        field="collection",
+        retry_after_s=_PUBLISHED_AFTER_S,
+    )
 
 
 def _note_failure(reading: asyncio.Task[None]) -> None:

@@ -33,6 +33,8 @@ vf:sub:{submission}:ok     bitmap  one bit a block: committed
 vf:sub:{submission}:bad    bitmap  one bit a block: in the dead letter
 vf:sub:{submission}:errors list    at most MAX_KEPT_ERRORS refused documents, msgpack
 vf:collections:{tenant}    hash    name -> record (msgpack); a copy of the aggregator's catalogue
+vf:published               string  when an aggregator last wrote such copies, Unix time; where it is
+                                   missing, Redis has lost them, or there never was one
 vf:version:{uid}           string  the last version a collection's enqueue assigned
 vf:outstanding:{uid}       zset    job -> the version its enqueue assigned; removed when its block
                                    is committed, or by the aggregator when the job is gone: below
@@ -62,6 +64,7 @@ DEFAULT_HOME = "main"
 
 QUEUES = "rq:queues"
 MODELS = "vf:models"
+PUBLISHED = "vf:published"
 
 LEASE_TTL_S = 10.0
 HEARTBEAT_S = 2.0

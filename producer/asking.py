@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from vecfleet.common.collection import Collection
-from vecfleet.common.errors import VecfleetError
+from vecfleet.common.errors import Unavailable, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
 
@@ -44,7 +44,10 @@ async def reranked(
 
 async def fleet_status(fleet: FleetClient, tenant: str) -> FleetStatus:
     """Models, workers, queues, collections and unfinished submissions."""
-    collections = await fleet.collections(tenant=tenant)
+    try:
+        collections = await fleet.collections(tenant=tenant)
+    except Unavailable:
+        collections = []  # no aggregator has told of any; the rest of the status says so, too
     stats = await asyncio.gather(*(_stats(fleet, collection) for collection in collections))
     return FleetStatus(
         models=tuple(await fleet.models()),

@@ -12,6 +12,7 @@ from vecfleet.common.errors import (
     JobFailed,
     QueueFull,
     RedisUnavailable,
+    Unavailable,
     UnknownCollection,
     VecfleetError,
 )
@@ -59,7 +60,8 @@ class Watcher:
         """Look until cancelled.
 
         Raises ``JobCancelled`` when somebody cancelled the submission, ``UnknownCollection`` when
-        the collection was deleted, ``RedisUnavailable`` when it was away for too long.
+        the collection was deleted, ``Unavailable`` when Redis, or what it knows of collections,
+        was away for too long.
         """
         was_away = False
         while True:
@@ -72,7 +74,7 @@ class Watcher:
                 await self._settling.tell_failures()
                 await self.check_collection()
                 await self._explain()
-            except RedisUnavailable as error:
+            except Unavailable as error:
                 was_away = True
                 self._patience.failed(error)
                 continue
@@ -120,7 +122,11 @@ class Watcher:
         if not self._settling.came_to_nothing:
             return
         self._settling.came_to_nothing = False
-        await _check_collection(self._fleet, self._collection)
+        try:
+            await _check_collection(self._fleet, self._collection)
+        except Unavailable:
+            self._settling.came_to_nothing = True  # asked again
+            raise
 
     async def _explain(self) -> None:
         now = asyncio.get_running_loop().time()

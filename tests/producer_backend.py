@@ -79,6 +79,7 @@ class Backend:
         await self._redis.zadd(keys.live(f"embed.{SPACE}"), {"backend": (seconds + 600) * 1000})
         record = codec.dumps(self.collection.to_wire())
         await self._redis.hset(keys.collections(), "c", record)
+        await self._redis.set(keys.PUBLISHED, 1)
 
     @property
     def jobs(self) -> list[str]:

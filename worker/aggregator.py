@@ -144,6 +144,7 @@ class Aggregator:
                 if records:
                     pipe.hset(key, mapping=records)  # type: ignore[arg-type]
                 pipe.execute()
+            self._redis.set(keys.PUBLISHED, int(time.time()))
 
     def _published(self, key: str) -> list[str]:
         """The names of this home's collections in Redis's copy."""

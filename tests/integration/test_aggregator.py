@@ -13,11 +13,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import redis
+import redis.asyncio
 from servers import eventually
 
 from vecfleet.common import keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
-from vecfleet.common.errors import CorruptManifest, Unavailable
+from vecfleet.common.directory import Directory
+from vecfleet.common.errors import CorruptManifest, Unavailable, UnknownCollection
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.catalog import FILE_NAME, Catalog
@@ -231,3 +233,22 @@ def test_a_start_that_fails_gives_the_lease_back(
     with pytest.raises(CorruptManifest if step == "catalogue" else Unavailable):
         run_aggregator(AggregatorConfig(redis_url, tmp_path))
     assert not client.exists(keys.writer("main"))
+
+
+async def test_a_redis_that_lost_its_data_is_not_taken_for_one_without_collections(
+    aggregator: Aggregator, client: redis.Redis, redis_async: redis.asyncio.Redis
+) -> None:
+    await create(aggregator, "books")
+    directory = Directory(redis_async)
+    with pytest.raises(UnknownCollection):
+        await directory.collection("films")
+    assert [found.name for found in await directory.collections()] == ["books"]
+    client.flushall()
+    for lookup in (directory.collection("books"), directory.collections()):
+        with pytest.raises(Unavailable) as raised:
+            await lookup
+        assert raised.value.retry_after_s
+    await asyncio.to_thread(aggregator.publish)
+    assert (await directory.collection("books")).name == "books"
+    await delete(aggregator, "books")
+    assert await directory.collections() == []

@@ -88,6 +88,7 @@ async def make_collection(client, name="books"):
     spec = CollectionSpec(CARD.name, CARD.space, CARD.dimension)
     record = Collection(name, "ab" * 16, spec)
     await client.hset(keys.collections(), name, codec.dumps(record.to_wire()))
+    await client.set(keys.PUBLISHED, 1)
 
 
 def sdk(served, **options):
@@ -390,6 +391,8 @@ async def test_many_at_once_are_all_answered(served):
 
 async def test_redis_that_goes_away_is_a_503_until_it_is_back(redis_server_factory):
     server = redis_server_factory()
+    with server.client() as client:
+        client.set(keys.PUBLISHED, 1)
     async with gateway(server.url) as served:
         server.stop()
         lost = await served.http.get("/collections")

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from servers import Process, module_or_skip, wait_until
 
+from vecfleet.common import keys
+from vecfleet.common.redis_client import connect
 from vecfleet.fleet.process import role_command
 from vecfleet.producer import Producer
 
@@ -135,6 +137,11 @@ def test_the_commands_answer(fleet, documents, tmp_path):
 
 
 def test_what_is_wrong_is_one_line_and_a_code(redis_url, tmp_path, documents):
+    unpublished = command(redis_url, tmp_path, "search", "x", "-c", "c")
+    assert unpublished.returncode == 3
+    assert "no aggregator has told" in unpublished.stdout
+    with connect(redis_url) as client:
+        client.set(keys.PUBLISHED, 1)
     for code, words, *arguments in (
         (2, "no such file", "ingest", "missing.jsonl", "-c", "c"),
         (4, "create it first", "ingest", documents, "-c", "c", "--no-create"),
