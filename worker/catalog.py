@@ -98,7 +98,7 @@ class Catalog:
                     self._db.execute("INSERT INTO collections VALUES (?, ?, ?, ?)", row)
                     self._db.execute("INSERT OR IGNORE INTO tenants VALUES (?)", (tenant,))
             elif found.spec != spec:
-                raise CollectionConflict(f"{name} exists with other settings: {found.spec}")
+                raise _conflict(name, found.spec, spec)
             return found
 
     def get(self, name: str, tenant: str = DEFAULT_TENANT) -> Collection:
@@ -185,6 +185,14 @@ class Catalog:
     def _used(self) -> Iterator[None]:
         with self._lock, self._file.translated():
             yield
+
+
+def _conflict(name: str, has: CollectionSpec, asked: CollectionSpec) -> CollectionConflict:
+    """The error that names the settings that differ; its field is the first of them."""
+    wanted = asked.to_wire()
+    differ = {field: value for field, value in has.to_wire().items() if wanted[field] != value}
+    what = ", ".join(f"{field} {value}, not {wanted[field]}" for field, value in differ.items())
+    return CollectionConflict(f"collection {name} has {what}", field=next(iter(differ)))
 
 
 def partition_spec(collection: Collection) -> PartitionSpec:

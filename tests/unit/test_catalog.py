@@ -33,8 +33,12 @@ def test_create_is_idempotent_and_survives_a_restart(catalog, tmp_path):
 
 def test_another_spec_is_a_conflict(catalog):
     catalog.create("docs", SPEC)
-    with pytest.raises(CollectionConflict):
-        catalog.create("docs", CollectionSpec("model", "space", 768))
+    with pytest.raises(CollectionConflict) as raised:
+        catalog.create("docs", CollectionSpec("model", "space", 768, policy="exact"))
+    assert (
+        raised.value.message == "collection docs has dimension 384, not 768, policy auto, not exact"
+    )
+    assert raised.value.field == "dimension"
     with pytest.raises(InvalidInput):
         catalog.create("other", CollectionSpec("model", "space", 384, policy="flat"))
 
