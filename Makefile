@@ -57,8 +57,9 @@ lint: $(TEST)
 types: $(TEST)
 	$(BIN)/mypy --strict .typing
 
-bench: $(TEST)
-	$(BIN)/python -m vecfleet.bench
+bench: $(TEST) $(VLLM)
+	$(BIN)/python -m vecfleet.bench; kept=$$?; \
+	$(VLLM_BIN)/python -m vecfleet.bench --out build/bench.json && exit $$kept
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

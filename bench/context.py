@@ -89,7 +89,7 @@ class Bench:
         self._rigs += 1
         data = self.folder / f"fleet-{self._rigs}"
         data.mkdir()
-        model = self.model if engine == "torch" else engine
+        model = engine if engine in ("fake", "null") else self.model
         settings = Settings.checked({"data": data, "port": 0, "engine": engine, "model": model})
         self.say(f"starting a fleet with the {engine} engine")
         async with Rig(settings) as rig:

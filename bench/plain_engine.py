@@ -1,4 +1,4 @@
-"""What the engine is compared with: ``python -m vecfleet.bench.plain_engine MODEL TEXTS``.
+"""What the engine is compared with: ``python -m vecfleet.bench.plain_engine MODEL TEXTS [DTYPE]``.
 
 transformers as its users run it on a CPU: bfloat16, the library's own tokenizer and attention,
 texts sorted by length, padded batches within a budget of tokens (the best of those tried).
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -33,15 +34,15 @@ def batches(lengths: list[int]) -> Iterator[list[int]]:
         at += size
 
 
-async def main(model: str, path: str) -> None:
+async def main(model: str, path: str, dtype: str = "bfloat16") -> None:
     """Serve the parent's commands."""
     files = find_model(model)
     tokenizer = AutoTokenizer.from_pretrained(files.path)
-    network = AutoModel.from_pretrained(files.path, dtype=torch.bfloat16).eval()
+    network = AutoModel.from_pretrained(files.path, dtype=getattr(torch, dtype)).eval()
     pool = texts.load(Path(path))
 
     async def embed(command: dict[str, Any]) -> dict[str, Any]:
-        """All texts, sorted by length; mean pooling."""
+        """All texts, sorted by length; mean pooling. Vectors go to the file ``save``, if named."""
         began = time.perf_counter()
         encoded = tokenizer(pool, truncation=True, max_length=files.max_tokens)["input_ids"]
         rows = torch.empty((len(pool), files.dimension))
@@ -55,6 +56,8 @@ async def main(model: str, path: str) -> None:
                 pooled = (hidden * mask).sum(1) / mask.sum(1)
                 rows[places] = torch.nn.functional.normalize(pooled, dim=1)
         seconds = time.perf_counter() - began
+        if "save" in command:
+            np.save(command["save"], rows.numpy())
         tokens = sum(len(ids) for ids in encoded)
         return {"texts": len(pool), "tokens": tokens, "seconds": seconds}
 

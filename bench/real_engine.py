@@ -39,7 +39,7 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
                 Child("bare_engine", bench.folder / "bare.log", bench.model, str(pool)) as bare,
                 Child("plain_engine", bench.folder / "plain.log", bench.model, str(pool)) as plain,
             ):
-                found |= await _Ratios(bench, rig, feeder, bare, plain).measure(keys)
+                found |= await Ratios(bench, rig, feeder, bare, plain).measure(keys)
         if "http_overhead_p50_ms" in keys:
             found["http_overhead_p50_ms"] = await _overhead(bench, rig)
         if "single_requests_per_s" in keys:
@@ -51,10 +51,12 @@ async def measure(bench: Bench, keys: set[str]) -> dict[str, Measured]:
     return found
 
 
-class _Ratios:
+class Ratios:
     """Bare, fleet, HTTP and plain in turns; each is compared with the bare runs around it."""
 
-    def __init__(self, bench: Bench, rig: Rig, feeder: Child, bare: Child, plain: Child) -> None:
+    def __init__(
+        self, bench: Bench, rig: Rig, feeder: Child, bare: Child, plain: Child | None = None
+    ) -> None:
         self._bench = bench
         self._rig = rig
         self._feeder = feeder
@@ -67,6 +69,7 @@ class _Ratios:
         """The ratios that ``keys`` ask for."""
         ways = {
             "fleet_efficiency": self._fleet_rate,
+            "vllm_fleet_efficiency": self._fleet_rate,
             "http_efficiency": self._http_rate,
             "engine_vs_plain": self._plain_rate,
         }
@@ -100,6 +103,7 @@ class _Ratios:
         return _rate(await self._bare.ask("embed"))
 
     async def _plain_rate(self) -> float:
+        assert self._plain is not None
         return _rate(await self._plain.ask("embed"))
 
     async def _fleet_rate(self) -> float:
@@ -198,8 +202,8 @@ async def _saturated_by_bulk(rig: Rig, feeder: Child, name: str) -> AsyncIterato
         await rig.client.delete_collection(name)
 
 
-async def _interactive(bench: Bench, rig: Rig, feeder: Child) -> Measured:
-    """How many bulk steps a lone query waits."""
+async def query_under_bulk(bench: Bench, rig: Rig, feeder: Child) -> tuple[list[float], float]:
+    """What lone queries took while bulk saturates the engine, and the median bulk step, both ms."""
     requests = _single_requests(bench)
     connection = await http_client.Connection.open(rig.address)
     took_ms: list[float] = []
@@ -209,6 +213,12 @@ async def _interactive(bench: Bench, rig: Rig, feeder: Child) -> Measured:
             took_ms.append(answer.seconds * 1000)
         step_ms = (await rig.fresh_worker_status("steps"))["bulk_step_p50_ms"]
     connection.close()
+    return took_ms, step_ms
+
+
+async def _interactive(bench: Bench, rig: Rig, feeder: Child) -> Measured:
+    """How many bulk steps a lone query waits."""
+    took_ms, step_ms = await query_under_bulk(bench, rig, feeder)
     p99_ms = quantile(took_ms, 0.99)
     return Measured(
         (p99_ms - WAIT_ALLOWED_MS) / step_ms,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from vecfleet.worker.tokenizer import Tokens
 
 _KV_STEPS = 4  # steps whose keys and values fit on a CPU, where nothing is kept for long
 _LEAST_KV_BYTES = 64 << 20
+_END_S = 15.0
 _POOLING = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
 
 OnFinished = Callable[[list[str]], None]
@@ -148,7 +150,17 @@ class VllmCore:
         """End vLLM's processes."""
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # or it would report the end as a failure
-        await asyncio.to_thread(self._llm.shutdown)
+        await asyncio.to_thread(self._end_processes)
+
+    def _end_processes(self) -> None:
+        children = multiprocessing.active_children()  # only vLLM starts any
+        self._llm.shutdown()
+        for child in children:
+            child.join(_END_S)
+            if child.is_alive():
+                log.warning("vLLM's process %s does not end and is killed", child.name)
+                child.kill()
+                child.join()
 
 
 def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> dict[str, Any]:

