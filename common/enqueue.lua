@@ -11,8 +11,8 @@
 --       8 merge queue or ''   9 most bytes waiting in the merge queue   10 '1': assign versions
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
---       verdict: 'ok', 'full', 'merge_full', 'cancelled' or 'invalid' (block, tokens and documents
---       are whole numbers from 0 to 2^31); unless 'ok', nothing was written
+--       verdict: 'ok', 'full', 'merge_full', 'cancelled' or 'invalid' (tokens and documents are whole
+--       numbers below 2^31, block below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
 local FIRST, STRIDE = 11, 5
@@ -32,13 +32,15 @@ if merge_queue ~= '' then
   if unmerged > tonumber(ARGV[9]) then return {'merge_full', tokens, unmerged} end
 end
 
-local function is_whole(value)
+local function is_below(limit, value)
   local number = tonumber(value)
-  return number and number >= 0 and number == math.floor(number) and number < 2 ^ 31
+  return number and number >= 0 and number == math.floor(number) and number < limit
 end
 for at = FIRST, #ARGV, STRIDE do
-  for _, value in ipairs({ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]}) do
-    if not is_whole(value) then return {'invalid', tokens, bytes} end
+  -- A bitmap is as long as its highest bit says: 2^24 bits are 2 MiB, 2^31 would be 256.
+  if not (is_below(2 ^ 24, ARGV[at + 1]) and is_below(2 ^ 31, ARGV[at + 2])
+    and is_below(2 ^ 31, ARGV[at + 3])) then
+    return {'invalid', tokens, bytes}
   end
 end
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 BLOCK_DOCUMENTS = 256
 BLOCK_BYTES = 1 << 20
+MAX_BLOCKS = 1 << 24  # of a submission: 4 billion documents, and 2 MiB a bitmap in Redis
 MAX_TEXT_BYTES = 256 << 10
 MAX_ID_BYTES = 512
 MAX_METADATA_BYTES = 16 << 10

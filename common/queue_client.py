@@ -11,7 +11,7 @@ from typing import Any
 
 import redis.asyncio
 
-from vecfleet.common import keys
+from vecfleet.common import keys, limits
 from vecfleet.common.errors import InvalidInput, JobCancelled, QueueFull, VecfleetError, from_wire
 from vecfleet.common.redis_client import read_lua, translated
 
@@ -103,7 +103,8 @@ class QueueClient:
         """Admit all ``jobs`` or none.
 
         Enqueuing the same job again changes nothing and is told apart in ``numbers``.
-        Raises ``QueueFull`` past the limits, ``JobCancelled`` when the submission was cancelled.
+        Raises ``QueueFull`` past the limits, ``JobCancelled`` when the submission was cancelled,
+        ``InvalidInput`` for a block's number that no submission may have.
 
         While one call of a kind is under way, those that come meanwhile gather and go together:
         a busy gateway pays one round trip for many requests, an idle one never waits.
@@ -205,7 +206,11 @@ class QueueClient:
                 f"{size} bytes of vectors wait to be merged into this collection; try again later"
             )
         if verdict == b"invalid":
-            raise InvalidInput("block, tokens and documents of a job must be whole numbers")
+            raise InvalidInput(
+                "block, tokens and documents of a job must be whole numbers, and block below "
+                f"{limits.MAX_BLOCKS}: begin another submission",
+                field="block",
+            )
         if verdict == b"cancelled":
             raise JobCancelled("the submission was cancelled")
 

@@ -6,7 +6,8 @@ import pytest
 from servers import eventually
 
 from vecfleet.common import codec, keys, payloads
-from vecfleet.common.errors import QueueFull, RedisUnavailable
+from vecfleet.common.errors import InvalidInput, QueueFull, RedisUnavailable
+from vecfleet.common.limits import MAX_BLOCKS
 from vecfleet.common.queue_client import Admission, NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect_async
 
@@ -102,3 +103,20 @@ async def test_any_number_together_keeps_their_order(redis_async, count):
     )
     waiting = await redis_async.lrange(keys.queue_list(QUEUE), 0, -1)
     assert waiting == [b"j%d" % i for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("block", "tokens", "documents"),
+    [(MAX_BLOCKS, 1, 1), (2**31, 1, 1), (-1, 1, 1), (0.5, 1, 1), (0, 2**31, 1), (0, 1, -1)],
+)
+async def test_numbers_that_cannot_be_are_refused_and_nothing_is_written(
+    redis_async, block, tokens, documents
+):
+    queues = QueueClient(redis_async)
+    jobs = [job("good"), NewJob("bad", DATA, tokens, block, documents)]
+    with pytest.raises(InvalidInput, match="below 16777216") as raised:
+        await queues.enqueue(QUEUE, jobs, Route(submission="s"))
+    assert raised.value.field == "block"
+    assert await redis_async.keys() == []
+    last = NewJob("last", DATA, 1, MAX_BLOCKS - 1, 1)
+    assert (await queues.enqueue(QUEUE, [last], Route(submission="s"))).numbers == (0,)
