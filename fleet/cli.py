@@ -47,6 +47,10 @@ COMMANDS: dict[str, _Lazy] = {
     "gateway": _Lazy(_ROLES, "gateway", "Run the HTTP gateway."),
     "worker": _Lazy(_ROLES, "worker", "Run one model on one device."),
     "aggregator": _Lazy(_ROLES, "aggregator", "Run the index's writer and its search process."),
+    "compare": _Lazy(
+        "vecfleet.fleet.compare", "compare", "Run two models or settings over the same texts."
+    ),
+    "bench": _Lazy("vecfleet.fleet.bench_command", "bench", "Measure what suits this machine."),
     "health": _Lazy(_ROLES, "health", "Tell whether this host's workers show themselves."),
     "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
     "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),

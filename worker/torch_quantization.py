@@ -87,12 +87,11 @@ class Int8Linear(nn.Module):
         """(..., in) to (..., out)."""
         flat, scale = _scaled(rows.flatten(0, -2).float(), INT8_MAX)
         sums = torch._int_mm(flat.round_().to(torch.int8), self.weight)
-        found = sums.float().mul_(scale)
-        found = (
+        found = sums * scale
+        if self.bias is None:
             found.mul_(self.scale)
-            if self.bias is None
-            else torch.addcmul(self.bias, found, self.scale)
-        )
+        else:
+            torch.addcmul(self.bias, found, self.scale, out=found)
         return found.to(rows.dtype).reshape(*rows.shape[:-1], -1)
 
 
