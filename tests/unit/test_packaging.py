@@ -22,7 +22,6 @@ HEAVY = {
     "vllm": "worker/vllm_*",
     "faiss": "worker/ann.py",
     "pynvml": "worker/machine.py",
-    "psutil": "worker/resources.py",
 }
 
 
