@@ -6,7 +6,7 @@ library that forks, or that reads ``CUDA_VISIBLE_DEVICES`` once, is imported.
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from vecfleet.common.settings import visible_gpus
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY_INFO = Path("/proc/meminfo")
+_DRIVER_LIBRARY = "libnvidia-ml.so.1"
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -85,7 +86,9 @@ def read_gpus() -> tuple[Gpu, ...]:
 @contextmanager
 def nvml() -> Iterator[Any]:
     """NVML, ready to be asked; None where there is no NVIDIA driver."""
-    if ctypes.util.find_library("nvidia-ml") is None and not Path("/proc/driver/nvidia").exists():
+    try:
+        ctypes.CDLL(_DRIVER_LIBRARY)
+    except OSError:
         yield None
         return
     try:

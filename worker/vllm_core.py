@@ -127,14 +127,17 @@ class VllmCore:
             raise TextRefusedError(str(error)) from error
         return Asked(request_id, collector)
 
-    async def result(self, asked: Asked) -> NDArray[np.float32]:
-        """The row that was computed, (width,) float32; raises ``CoreDiedError``."""
+    async def result(self, asked: Asked) -> tuple[NDArray[np.float32], int]:
+        """The row that was computed, (width,) float32, and how many tokens a cache spared.
+
+        Raises ``CoreDiedError``.
+        """
         try:
             output = asked.collector.get_nowait() or await asked.collector.get()
         except EngineDeadError as error:
             raise CoreDiedError(str(error)) from error
         row: NDArray[np.float32] = output.outputs.data.float().numpy()
-        return row
+        return row, int(output.num_cached_tokens)
 
     async def forget(self, asked: Iterable[Asked]) -> None:
         """Drop texts that no step has taken yet."""

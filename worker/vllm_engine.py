@@ -378,10 +378,10 @@ class VllmEngine:
         self, core: VllmCore, call: _Call, asked: Sequence[tuple[_Text, Asked]]
     ) -> None:
         for text, one in asked:
-            row = await core.result(one)
+            row, spared = await core.result(one)
             call.rows.values[text.place] = row[-call.rows.values.shape[1] :]
             text.done = True
-            self._counters.computed(call.priority, text.length)
+            self._counters.computed(call.priority, text.length - spared)
             self._counters.forget(text.length)
             number = int(one.request_id[1:].partition("-")[0])
             self._clock.done(call.priority, number, text.length)
