@@ -13,6 +13,7 @@ from vecfleet.common.document import check_text
 from vecfleet.common.errors import InvalidInput, UnknownCollection
 from vecfleet.common.model import ModelCard
 from vecfleet.common.payloads import Hit, RerankReply
+from vecfleet.common.vectors import parse_vector
 from vecfleet.gateway import fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
@@ -20,7 +21,6 @@ from vecfleet.gateway.context import RequestContext, context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.rerank import ranked
 from vecfleet.gateway.routing import Routes, json_response
-from vecfleet.gateway.vectors import parse_vector
 
 _FIELDS = frozenset(
     ("query", "vector", "top_k", "threshold", "exact", "task_description", "rerank")

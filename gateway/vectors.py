@@ -1,17 +1,13 @@
-"""Vectors in the forms clients ask for, and vectors that clients send."""
+"""Vectors in the forms clients ask for."""
 
 from __future__ import annotations
 
-import math
-from array import array
 from binascii import b2a_base64
-from typing import Any
 
 import numpy as np
 import orjson
 from starlette.responses import Response
 
-from vecfleet.common.errors import InvalidVector
 from vecfleet.common.payloads import EmbedReply
 
 _JSON = "application/json"
@@ -54,24 +50,3 @@ def _float_rows(reply: EmbedReply) -> list[bytes]:
     # orjson writes a float32 with the fewest digits that read back as the same float32.
     matrix = np.frombuffer(reply.vectors, dtype="<f4").reshape(len(reply), reply.dimension)
     return [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in matrix]
-
-
-def parse_vector(value: Any, dimension: int, field: str = "vector") -> bytes:
-    """A query vector from JSON, brought to length 1, as raw float32.
-
-    Raises ``InvalidVector`` naming ``field`` for a wrong dimension, zero, NaN or infinity.
-    """
-    if not isinstance(value, list) or not all(type(x) is float or type(x) is int for x in value):
-        raise InvalidVector(f"{field} must be a list of numbers", field=field)
-    if len(value) != dimension:
-        raise InvalidVector(
-            f"{field} has {len(value)} numbers; the collection's vectors have {dimension}",
-            field=field,
-        )
-    try:
-        length = math.hypot(*value)
-    except OverflowError:
-        length = math.inf
-    if not math.isfinite(length) or length == 0.0:
-        raise InvalidVector(field=field)
-    return array("f", [x / length for x in value]).tobytes()

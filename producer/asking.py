@@ -16,19 +16,23 @@ _STATS_TIMEOUT_S = 2.0
 _QUERY_PROMPT = "query"
 
 
+async def query_vector(fleet: FleetClient, collection: Collection, query: str) -> bytes:
+    """The vector of a question to ``collection``, as raw float32."""
+    card = await fleet.embedder(collection)
+    prompt = card.prompts.get(_QUERY_PROMPT, "")
+    return (await fleet.embed([query], model=card, prompt=prompt)).vectors
+
+
 async def find(
     fleet: FleetClient,
     collection: Collection,
-    query: str,
+    vector: bytes,
     *,
     top_k: int,
     threshold: float | None,
     exact: bool,
 ) -> list[Found]:
-    """The documents nearest to ``query``, best first."""
-    card = await fleet.embedder(collection)
-    prompt = card.prompts.get(_QUERY_PROMPT, "")
-    vector = (await fleet.embed([query], model=card, prompt=prompt)).vectors
+    """The documents nearest to ``vector``, raw float32, best first."""
     reply = await fleet.search(collection, vector, top_k=top_k, threshold=threshold, exact=exact)
     return [Found(hit.id, hit.score, hit.text, hit.metadata) for hit in reply.hits[0]]
 

@@ -21,7 +21,8 @@ from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
 from vecfleet.common.submission import id_of_name
-from vecfleet.producer.asking import find, fleet_status, reranked
+from vecfleet.common.vectors import as_numbers, parse_vector
+from vecfleet.producer.asking import find, fleet_status, query_vector, reranked
 from vecfleet.producer.cutting import Cutter, Item
 from vecfleet.producer.found import FleetStatus, Found
 from vecfleet.producer.items import Rejected
@@ -284,22 +285,36 @@ class AsyncProducer:
     async def search(
         self,
         collection: str,
-        query: str,
+        query: str | None = None,
         *,
+        vector: Any = None,
         top_k: int = 10,
         threshold: float | None = None,
         exact: bool = False,
         rerank: bool = False,
         reranker: str | None = None,
     ) -> list[Found]:
-        """The documents nearest to ``query``, best first; by relevance with ``rerank``."""
-        check_text(query, "query")
+        """The documents nearest to ``query``, best first; by relevance with ``rerank``.
+
+        ``vector`` takes the place of the query's own: a list of numbers, a NumPy row, or raw
+        float32, of any length but zero.
+        """
+        if query is not None and vector is not None and not rerank:
+            raise InvalidInput("send query or vector, not both", field="vector")
+        if rerank and query is None:
+            raise InvalidInput("rerank needs a query", field="query")
+        if query is not None or vector is None:
+            check_text(query, "query")
         if not 0 < top_k <= limits.MAX_TOP_K:
             raise InvalidInput(f"top_k must be from 1 to {limits.MAX_TOP_K}", field="top_k")
         fleet = await self.fleet()
         target = await fleet.collection(collection, tenant=self._tenant)
-        hits = await find(fleet, target, query, top_k=top_k, threshold=threshold, exact=exact)
-        return await reranked(fleet, query, hits, reranker) if rerank and hits else hits
+        if vector is None:
+            raw = await query_vector(fleet, target, str(query))
+        else:
+            raw = parse_vector(as_numbers(vector), target.spec.dimension)
+        hits = await find(fleet, target, raw, top_k=top_k, threshold=threshold, exact=exact)
+        return await reranked(fleet, str(query), hits, reranker) if rerank and hits else hits
 
     async def status(self) -> FleetStatus:
         """Models, workers, queues, collections and unfinished submissions."""

@@ -152,7 +152,7 @@ class Producer:
         """As ``AsyncProducer.rerank``."""
         return self._call(self._inner.rerank(query, documents, **options))
 
-    def search(self, collection: str, query: str, **options: Any) -> list[Found]:
+    def search(self, collection: str, query: str | None = None, **options: Any) -> list[Found]:
         """As ``AsyncProducer.search``."""
         return self._call(self._inner.search(collection, query, **options))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from servers import Process, eventually
 
 from vecfleet.common.collection import Collection
 from vecfleet.common.document import Document, cut_blocks, parse_document
-from vecfleet.common.errors import InvalidVector, UnknownCollection, VecfleetError
+from vecfleet.common.errors import InvalidInput, InvalidVector, UnknownCollection, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
+from vecfleet.producer import AsyncProducer
 from vecfleet.worker.fake_engine import POISON, fake_vector
 
 DIMENSION = 32
@@ -258,3 +260,27 @@ async def test_a_search_that_nobody_answers_says_so(pipeline):
             await client.search(collection, vector, timeout_s=1)
         await asyncio.sleep(0)
         assert await client.redis.keys("rq:job:*") == []
+
+
+async def test_a_producer_searches_by_vector(pipeline):
+    fleet = pipeline()
+    for role in ("aggregator", "search", "worker"):
+        fleet.start(role)
+    rows = [{"id": f"d{n}", "text": f"number {n}"} for n in range(20)]
+    async with AsyncProducer(fleet.url) as producer:
+        await producer.create_collection("books", model="fake")
+        await producer.submit(rows, collection="books")
+        vector = 3 * fake_vector("number 7", DIMENSION)
+        for given in (vector, vector.tolist(), tuple(vector.tolist()), vector.tobytes()):
+            hits = await producer.search("books", vector=given, top_k=2)
+            assert (hits[0].id, round(hits[0].score, 2)) == ("d7", 1.0)
+        both = await producer.search("books", "number 3", vector=vector, rerank=True, top_k=3)
+        assert "d7" in [hit.id for hit in both]
+        assert all(hit.relevance is not None for hit in both)
+        for wrong in ([0.0] * DIMENSION, [math.nan] * DIMENSION, [1.0], b"123", "1.0", 5, [None]):
+            with pytest.raises(InvalidVector) as raised:
+                await producer.search("books", vector=wrong)
+            assert raised.value.field == "vector"
+        for arguments in ({}, {"query": "a", "vector": vector}, {"vector": vector, "rerank": True}):
+            with pytest.raises(InvalidInput):
+                await producer.search("books", **arguments)
