@@ -124,8 +124,8 @@ def ingest(
 
     FILES are JSON lines, CSV, TSV, Parquet or text (one line a document; .md: one file a
     document), also compressed with gzip or zstd; directories and patterns are searched, - is
-    standard input. Fields that are neither id, text nor version become metadata. A row without an
-    id is named after its file and line.
+    standard input. Fields that are neither id, text nor version become metadata; beside a metadata
+    object they are refused. A row without an id is named after its file and line.
     """
     named = given.pop("metadata_fields")
     names = None if named is None else tuple(name.strip() for name in named.split(",") if name)

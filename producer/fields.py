@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vecfleet.common.document import Document, parse_document
-from vecfleet.common.errors import ConfigError, InvalidInput
+from vecfleet.common.errors import ConfigError, InvalidInput, UnknownField
 
 _PLAIN = frozenset(("id", "text", "metadata", "version"))
 _METADATA = "metadata"
@@ -19,8 +19,10 @@ class FieldMap:
     """Which fields of a row make the document.
 
     A field ``metadata`` that is an object (or the JSON text of one) becomes the metadata; fields of
-    ``metadata_fields`` are added to it, every field that is left where that is None. A row without
-    an id gets one from its file and line; a whole number as id is written out in digits.
+    ``metadata_fields`` are added to it, every field that is left where that is None. But a row
+    that is a document as the other doors take it, with a ``metadata`` object and no field mapped,
+    is held to their rule: a field that they do not know is refused. A row without an id gets one
+    from its file and line; a whole number as id is written out in digits.
     """
 
     id_field: str = "id"
@@ -72,6 +74,13 @@ class FieldMap:
             return chosen
         taken = (self.id_field, self.text_field, self.version_field, _METADATA)
         rest = {name: value for name, value in row.items() if name not in taken}
+        if rest and self.is_plain and isinstance(given, dict):
+            unknown = next(iter(rest))
+            raise UnknownField(
+                f"{unknown} is not a field of a document (id, text, metadata, version); put it "
+                "into metadata, or name it as a metadata field",
+                field=unknown,
+            )
         return rest if given is None or given == "" else {**rest, **_object(given)}
 
 

@@ -299,6 +299,22 @@ def test_patterns_directories_and_hidden_files(tmp_path):
     assert len(read(tmp_path, format="jsonl")) == 3
 
 
+def test_a_row_in_the_documents_own_shape_has_no_unknown_fields(tmp_path):
+    row = {"id": "a", "text": "x", "metadata": {"a": 1}, "versoin": 3}
+    path = save(tmp_path / "a.jsonl", jsonl([row]))
+    (refused,) = read(path)
+    assert refused.code == "unknown_field"
+    assert refused.message.startswith("versoin is not a field")
+    (kept,) = read(path, fields=FieldMap(metadata_fields=("metadata", "versoin")))
+    assert json.loads(kept.document.metadata) == {"a": 1, "versoin": 3}
+    del row["metadata"]
+    (plain,) = read(save(path, jsonl([row])))
+    assert json.loads(plain.document.metadata) == {"versoin": 3}
+    table = save(tmp_path / "a.csv", b'id,text,metadata,lang\na,x,"{""a"": 1}",en\n')
+    (cell,) = read(table)
+    assert json.loads(cell.document.metadata) == {"a": 1, "lang": "en"}
+
+
 def test_an_empty_name_is_not_the_current_directory(tmp_path, monkeypatch):
     save(tmp_path / "a.jsonl", jsonl(ROWS))
     monkeypatch.chdir(tmp_path)
