@@ -38,6 +38,7 @@ class _Lazy:
     module: str
     attribute: str
     help: str
+    extra: str | None = None  # what to install where its module's imports are missing
 
 
 _CLIENT, _ROLES = "vecfleet.fleet.client_commands", "vecfleet.fleet.role_commands"
@@ -48,9 +49,14 @@ COMMANDS: dict[str, _Lazy] = {
     "worker": _Lazy(_ROLES, "worker", "Run one model on one device."),
     "aggregator": _Lazy(_ROLES, "aggregator", "Run the index's writer and its search process."),
     "compare": _Lazy(
-        "vecfleet.fleet.compare", "compare", "Run two models or settings over the same texts."
+        "vecfleet.fleet.compare",
+        "compare",
+        "Run two models or settings over the same texts.",
+        "worker",
     ),
-    "bench": _Lazy("vecfleet.fleet.bench_command", "bench", "Measure what suits this machine."),
+    "bench": _Lazy(
+        "vecfleet.fleet.bench_command", "bench", "Measure what suits this machine.", "worker"
+    ),
     "health": _Lazy(_ROLES, "health", "Tell whether this host's workers show themselves."),
     "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
     "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),
@@ -73,7 +79,14 @@ class LazyGroup(click.Group):
         lazy = COMMANDS.get(cmd_name)
         if lazy is None:
             return None
-        command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        try:
+            command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        except ModuleNotFoundError as error:
+            if lazy.extra is None or (error.name or "").startswith("vecfleet"):
+                raise
+            raise ConfigError(
+                f"{error.name} not installed; get it with: pip install 'vecfleet[{lazy.extra}]'"
+            ) from error
         assert isinstance(command, click.Command)
         return command
 

@@ -21,6 +21,7 @@ HEAVY = {
     "transformers": "worker/to[rk]*",  # torch_*, tokenizer
     "vllm": "worker/vllm_*",
     "faiss": "worker/ann.py",
+    "matplotlib": "fleet/sweep_plot.py",
     "pynvml": "worker/machine.py",
 }
 
