@@ -151,7 +151,7 @@ def set_process_env(name: str, value: str) -> None:
 
 
 def process_environment(**variables: str) -> dict[str, str]:
-    """This process's environment with ``variables`` on top, for a child."""
+    """The environment of this process with ``variables`` on top, for a child."""
     return {**os.environ, **variables}
 
 

@@ -7,11 +7,12 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from vecfleet.common.errors import ConfigError
+from vecfleet.worker.machine import Gpu
 
 _LOCK_FILE = "up.lock"
 _HTTP_TIMEOUT_S = 2.0
@@ -53,6 +54,27 @@ def check_port(host: str, port: int) -> None:
             f"cannot listen on {host}, port {port}: {error.strerror or error}; "
             "choose another with --port"
         ) from None
+
+
+@contextmanager
+def claimed_gpu(folder: Path, gpus: Sequence[Gpu]) -> Iterator[Gpu]:
+    """Hold the first of ``gpus`` that nobody else holds by a lock in ``folder``.
+
+    Containers that share the folder share the locks; the kernel lets go of one when its process
+    ends, however it ends. Raises ``ConfigError`` when none is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for gpu in gpus:
+        with (folder / f"{gpu.uuid}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield gpu
+            return
+    raise ConfigError(
+        f"no GPU is free: {len(gpus)} found, each held by another worker (see {folder})"
+    )
 
 
 def answers(url: str) -> bool:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.engine_options import engine_options, engine_settings, options
+from vecfleet.fleet.machine import claimed_gpu
 from vecfleet.fleet.presence import workers_here
+from vecfleet.worker.machine import read_gpus
 from vecfleet.worker.window import ResourceLimits
 
 DEFAULT_NICENESS = 10
@@ -153,6 +156,12 @@ def gateway(
     help="Keep a process running for each of these GPUs and models; without a GPU, on the CPU.",
 )
 @click.option(
+    "--claim-gpu",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="As --gpus with one GPU: the first that no other worker with this folder holds.",
+)
+@click.option(
     "--replicas-per-gpu",
     "replicas",
     default=1,
@@ -173,6 +182,7 @@ def worker(
     niceness: int,
     models: tuple[str, ...],
     gpus: str | None,
+    claim_gpu: Path | None,
     replicas: int,
     name: str | None,
     served_name: str | None,
@@ -182,7 +192,9 @@ def worker(
     model = models[0] if models else None
     chosen = with_given(settings, redis_url=redis_url, model=model, **given)
     _need_engine(chosen.engine)
-    if gpus is None:
+    if gpus is not None and claim_gpu is not None:
+        raise ConfigError("--gpus and --claim-gpu both say which GPUs; leave one out")
+    if gpus is None and claim_gpu is None:
         if len(models) > 1 or replicas > 1:
             raise ConfigError("several workers need to be told where: add --gpus all")
         os.nice(0 if check else niceness)
@@ -191,8 +203,14 @@ def worker(
         raise ConfigError("--name is for one worker; those of --gpus make their own names")
     from vecfleet.fleet.pool import PoolOptions, check_pool, run_pool
 
-    pool = PoolOptions(chosen, models or (chosen.model,), gpus, replicas, served_name, niceness)
-    return check_pool(pool) if check else run_pool(pool)
+    with ExitStack() as held:
+        if claim_gpu is not None and not check:
+            gpus = held.enter_context(claimed_gpu(claim_gpu, read_gpus())).uuid
+        chosen_gpus = gpus or "all"
+        pool = PoolOptions(
+            chosen, models or (chosen.model,), chosen_gpus, replicas, served_name, niceness
+        )
+        return check_pool(pool) if check else run_pool(pool)
 
 
 def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name: str | None) -> int:

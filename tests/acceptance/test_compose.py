@@ -13,9 +13,12 @@ import pytest
 import yaml
 from servers import Process, process_exists, wait_until
 
+from vecfleet.common.errors import ConfigError
 from vecfleet.common.redis_client import connect
+from vecfleet.fleet.machine import claimed_gpu
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import RedisBinary, RedisServer, free_port
+from vecfleet.worker.machine import Gpu
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -127,7 +130,7 @@ def test_the_aggregators_command_and_health_check(
 def test_the_gateways_and_the_workers_health_checks(run_role: RunRole, redis_url: str) -> None:
     port = free_port()
     environment = {"VECFLEET_REDIS_URL": redis_url, "VECFLEET_ENGINE": "null"}
-    worker = run_role(*SERVICES["worker"]["command"][1:], env=environment)
+    worker = run_role("worker", "--gpus", "all", env=environment)
     gateway = run_role("gateway", "--port", str(port), env=environment)
     check = SERVICES["worker"]["healthcheck"]["test"][2:]
     wait_until(lambda: health(redis_url, *check) == 0, 60, "a worker")
@@ -144,3 +147,13 @@ def test_the_gateways_and_the_workers_health_checks(run_role: RunRole, redis_url
     wait_until(is_healthy, 60, "a healthy gateway")
     assert gateway.stop(60) == 0
     assert worker.stop(60) == 0
+
+
+def test_replicas_on_one_host_take_a_gpu_each(tmp_path: Path) -> None:
+    gpus = [Gpu(n, f"GPU-{n}", "H", 1 << 34, 1 << 33, (9, 0)) for n in range(2)]
+    with claimed_gpu(tmp_path, gpus) as first, claimed_gpu(tmp_path, gpus) as second:
+        assert {first.index, second.index} == {0, 1}
+        with pytest.raises(ConfigError, match="2 found"), claimed_gpu(tmp_path, gpus):
+            pass
+    with claimed_gpu(tmp_path, gpus) as again:
+        assert again.index == 0
