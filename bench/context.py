@@ -90,7 +90,10 @@ class Bench:
         data = self.folder / f"fleet-{self._rigs}"
         data.mkdir()
         model = engine if engine in ("fake", "null") else self.model
-        settings = Settings.checked({"data": data, "port": 0, "engine": engine, "model": model})
+        never = {"max_cpu_percent": 100, "max_memory_percent": 100}  # no worker shall pause
+        settings = Settings.checked(
+            {"data": data, "port": 0, "engine": engine, "model": model, **never}
+        )
         self.say(f"starting a fleet with the {engine} engine")
         async with Rig(settings) as rig:
             yield rig

@@ -99,7 +99,12 @@ class GpuFleet:
         return ChildSpec(
             name,
             tuple(role_command("--log-format", "json", *arguments)),
-            environment=self._settings.environment(redis_url=self._redis.url),
+            environment=self._settings.environment(
+                # Whatever else runs here: no worker shall pause.
+                redis_url=self._redis.url,
+                max_cpu_percent="100",
+                max_memory_percent="100",
+            ),
         )
 
     def _failed(self, error: VecfleetError) -> EngineFailed:
