@@ -17,26 +17,11 @@ import redis
 
 from vecfleet.common import keys
 from vecfleet.common.errors import RedisUnavailable, StaleWriter, Unavailable
-from vecfleet.common.redis_client import translated
+from vecfleet.common.redis_client import read_lua, translated
 
 log = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
-
-# The first write is one that a full Redis does not refuse; after it the rest may pass. So an
-# aggregator can come back to a full Redis, and make room.
-_ACQUIRE = """
-redis.call('DEL', KEYS[1] .. ':none')
-return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
-"""
-_RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-_REMOVE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-"""
 
 
 class WriterLease:
@@ -47,9 +32,7 @@ class WriterLease:
         self._key = keys.writer(home)
         self._ttl_ms = int(ttl_s * 1000)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-        self._acquire = client.register_script(_ACQUIRE)
-        self._renew = client.register_script(_RENEW)
-        self._remove = client.register_script(_REMOVE)
+        self._script = client.register_script(read_lua(Path(__file__).parent, "writer_lease"))
         self.token = 0
 
     def acquire(self, stop: threading.Event) -> bool:
@@ -57,7 +40,7 @@ class WriterLease:
         told = False
         while not stop.is_set():
             with translated():
-                if self._take():
+                if self._do("take"):
                     # Microseconds of Redis TIME: greater than any token drawn before.
                     seconds, micros = cast(Any, self._redis.time())
                     self.token = seconds * 1_000_000 + micros
@@ -65,7 +48,7 @@ class WriterLease:
                 holder = cast(Any, self._redis.get(self._key))
             if holder is not None and self._is_dead(holder.decode()):
                 with translated():
-                    self._remove(keys=[self._key], args=[holder])
+                    self._do("remove", holder.decode())
                 continue
             if not told and holder is not None:
                 log.warning("waiting: %s holds this index", holder.decode())
@@ -73,16 +56,16 @@ class WriterLease:
             stop.wait(0.5)
         return False
 
-    def _take(self) -> bool:
-        return bool(self._acquire(keys=[self._key], args=[self._holder, self._ttl_ms]) == 1)
+    def _do(self, action: str, holder: str = "") -> bool:
+        names = [self._key, f"{self._key}:none"]
+        done = self._script(keys=names, args=[action, holder or self._holder, self._ttl_ms])
+        return bool(done == 1)
 
     def renew(self) -> None:
         """Keep the lease; raises ``StaleWriter`` when another has taken it."""
         with translated():
-            if self._renew(keys=[self._key], args=[self._holder, self._ttl_ms]):
-                return
             # Redis may have come back without its data; then the lease is free to take again.
-            if self._take():
+            if self._do("renew") or self._do("take"):
                 return
         raise StaleWriter()
 
@@ -90,7 +73,7 @@ class WriterLease:
         """Give the lease back, if it is still ours."""
         try:
             with translated():
-                self._remove(keys=[self._key], args=[self._holder])
+                self._do("remove")
         except RedisUnavailable as error:
             log.warning("the writer's lease runs out by itself: %s", error)
 
