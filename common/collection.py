@@ -18,7 +18,7 @@ class CollectionSpec:
 
     model: str  # the model's name as its worker announces it
     space: str  # Space.id; pinned
-    dimension: int
+    dimension: int  # of its vectors: the model's own, or fewer, to which they are cut
     policy: IndexPolicy = "auto"
     recall_target: float = 0.98
     versions: VersionMode = "assigned"

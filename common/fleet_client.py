@@ -106,23 +106,35 @@ class FleetClient:
         model: str | ModelCard | None = None,
         prompt_name: str | None = None,
         prompt: str = "",
+        instruction: str | None = None,
+        dimensions: int | None = None,
         truncate: bool = True,
         lane: keys.Lane = "interactive",
         timeout_s: float | None = None,
     ) -> EmbedReply:
         """Vectors of ``texts``, which the caller has checked; long lists are cut into blocks.
 
-        Each text is read after the model's prompt of ``prompt_name``, or after ``prompt`` itself.
+        Each text is read after the model's prompt of ``prompt_name``, after ``prompt`` itself, or
+        as a question for the task of ``instruction``. ``dimensions`` cuts the vectors of a model
+        that is trained for it. Raises an ``InvalidInput`` that names what the model does not take.
         """
         card = await self._card(model, "embed")
-        options: dict[str, Any] = {"truncate": truncate}
-        if prompt_name is not None:
-            options["prompt_name"] = prompt_name
-        elif prompt:
-            options["prompt"] = prompt
+        asked = {"prompt": prompt or None, "prompt_name": prompt_name, "instruction": instruction}
+        before = card.prompt_of(**asked)
+        options: dict[str, Any] = {k: value for k, value in asked.items() if value is not None}
+        options["truncate"] = truncate
+        if card.vector_length(dimensions) != card.dimension:
+            options["dimensions"] = dimensions
         queue = keys.embed_queue(card.space, lane)
+        each = _cost([before]) if before else 0
         calls = [
-            _Call(queue, payloads.EMBED, {"texts": list(part), **options}, _cost(part), first)
+            _Call(
+                queue,
+                payloads.EMBED,
+                {"texts": list(part), **options},
+                _cost(part) + len(part) * each,
+                first,
+            )
             for first, part in _blocks(texts)
         ]
         replies = [EmbedReply.from_wire(body) for body in await self._ask(calls, timeout_s)]
@@ -158,9 +170,12 @@ class FleetClient:
         policy: str = "auto",
         recall_target: float = 0.98,
         versions: str = "assigned",
+        dimensions: int | None = None,
         tenant: str = keys.DEFAULT_TENANT,
     ) -> Collection:
         """Create a collection for a model's space; the same call again returns the same one.
+
+        ``dimensions``: its vectors are cut to so many, by a model that is trained for it.
 
         Raises ``InvalidName``, ``InvalidInput``, ``UnknownModel`` or ``CollectionConflict``.
         """
@@ -169,7 +184,7 @@ class FleetClient:
         spec = CollectionSpec(
             model=card.name,
             space=card.space,
-            dimension=card.dimension,
+            dimension=card.vector_length(dimensions),
             policy=policy,  # type: ignore[arg-type]
             recall_target=recall_target,
             versions=versions,  # type: ignore[arg-type]
@@ -245,6 +260,7 @@ class FleetClient:
             "truncate": truncate,
             "uid": collection.uid,
             "space": collection.spec.space,
+            "dimensions": collection.spec.dimension,
         }
         jobs = [
             NewJob(

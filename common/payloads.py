@@ -2,12 +2,13 @@
 
 All payloads are msgpack maps; vectors are raw little-endian float32, row after row.
 
-vecfleet.embed      {texts, truncate, prompt_name?, prompt?}, answered by
+vecfleet.embed      {texts, truncate, prompt_name? or prompt? or instruction?, dimensions?},
+                    answered by
                     {model, dimension, vectors, tokens, truncated, queue_ms, inference_ms}
                     tokens: one count a text; truncated: places of the texts that were cut
 vecfleet.embed      of a block of documents on their way into a collection:
-                    {ids, texts, metadata?, versions?, truncate, uid, space}; not answered: the
-                    block becomes a merge job
+                    {ids, texts, metadata?, versions?, truncate, uid, space, dimensions?}; not
+                    answered: the block becomes a merge job
 vecfleet.rerank     {query, documents, truncate, instruction?}, answered by
                     {model, method, scores, tokens, truncated, queue_ms, inference_ms}
 vecfleet.merge      a shard (bytes), or {delete: [id], version?: n, versions?: [n]}

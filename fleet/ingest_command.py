@@ -45,6 +45,7 @@ class _Order:
 
     collection: str
     model: str | None
+    dimensions: int | None
     create: bool
     submission: str | None
     journal: Path | None
@@ -60,6 +61,12 @@ class _Order:
 @click.option("--collection", "-c", required=True, metavar="C", help="Where the documents go.")
 @redis_option
 @click.option("--model", metavar="M", help="The model of a collection that is created.")
+@click.option(
+    "--dimensions",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut the vectors of a collection that is created, where the model is trained for it.",
+)
 @click.option(
     "--create/--no-create",
     default=True,
@@ -136,6 +143,7 @@ def ingest(
     order = _Order(
         collection=given["collection"],
         model=given["model"],
+        dimensions=given["dimensions"],
         create=given["create"],
         submission=given["submission"],
         journal=given["journal"],
@@ -215,13 +223,20 @@ async def _collection(producer: AsyncProducer, order: _Order, view: IngestView) 
             raise UnknownCollection(
                 f"{error.message}, or leave --no-create out", field="collection"
             ) from None
-        created = await producer.create_collection(order.collection, model=order.model)
+        created = await producer.create_collection(
+            order.collection, model=order.model, dimensions=order.dimensions
+        )
         view.say(f"created collection {created.name} for {created.spec.model}")
         return created
     if order.model is not None and order.model != found.spec.model:
         raise CollectionConflict(
             f"collection {found.name} was made with {found.spec.model}, not {order.model}; "
             "leave --model out or choose another collection"
+        )
+    if order.dimensions not in (None, found.spec.dimension):
+        raise CollectionConflict(
+            f"collection {found.name} was made with {found.spec.dimension} dimensions, not "
+            f"{order.dimensions}; leave --dimensions out or choose another collection"
         )
     return found
 

@@ -18,6 +18,7 @@ from vecfleet.common import limits
 from vecfleet.common.document import Document
 from vecfleet.common.errors import ConfigError, InvalidInput
 from vecfleet.common.keys import Lane
+from vecfleet.common.model import QUERY
 from vecfleet.common.payloads import EmbedReply
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.client_options import json_option, print_json, redis_option, run_with
@@ -39,6 +40,7 @@ _NPY_HEADER_BYTES = 128
 @click.option("-k", "--top-k", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--threshold", type=click.FloatRange(-1, 1), help="The least cosine similarity.")
 @click.option("--exact", is_flag=True, help="Compare with every document, without an index.")
+@click.option("--instruction", metavar="TASK", help="What QUERY is for, as the model is told.")
 @click.option("--rerank", is_flag=True, help="Order what was found by a reranker's relevance.")
 @click.option("--reranker", metavar="M", help="Which one, where several are served.")
 @json_option
@@ -51,6 +53,7 @@ def search(
     top_k: int,
     threshold: float | None,
     exact: bool,
+    instruction: str | None,
     rerank: bool,
     reranker: str | None,
     as_json: bool,
@@ -64,6 +67,7 @@ def search(
             top_k=top_k,
             threshold=threshold,
             exact=exact,
+            instruction=instruction,
             rerank=rerank or reranker is not None,
             reranker=reranker,
         )
@@ -131,6 +135,14 @@ def rerank(
 @redis_option
 @click.option("--model", metavar="M", help="The model, where several are served.")
 @click.option("--query", "as_query", is_flag=True, help="Embed as questions, not documents.")
+@click.option("--prompt-name", metavar="P", help="Embed after this prompt of the model's own.")
+@click.option("--instruction", metavar="TASK", help="Embed as questions that are for this.")
+@click.option(
+    "--dimensions",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut the vectors, where the model is trained for it.",
+)
 @click.option(
     "--output",
     type=click.Choice(["jsonl", "npy", "raw"]),
@@ -148,6 +160,9 @@ def embed(
     redis_url: str | None,
     model: str | None,
     as_query: bool,
+    prompt_name: str | None,
+    instruction: str | None,
+    dimensions: int | None,
     output: str,
     out: Path | None,
 ) -> int:
@@ -156,6 +171,12 @@ def embed(
     documents = _documents(source) if is_file else iter((Document("text", source),))
     if out is None and output != "jsonl" and sys.stdout.isatty():
         raise ConfigError("these are bytes, not text: say where to with --out FILE")
+
+    if as_query and prompt_name is not None:
+        raise ConfigError("--query is --prompt-name query; leave one of them out")
+    prompt_name = QUERY if as_query else prompt_name
+    is_question = prompt_name == QUERY or instruction is not None
+    lane: Lane = "interactive" if is_question else "bulk"
 
     async def ask(producer: AsyncProducer) -> int:
         try:
@@ -166,9 +187,14 @@ def embed(
         try:
             for part in _parts(documents):
                 texts = [document.text for document in part]
-                prompt = "query" if as_query else None
-                lane: Lane = "interactive" if as_query else "bulk"
-                reply = await producer.embed(texts, model=model, prompt_name=prompt, lane=lane)
+                reply = await producer.embed(
+                    texts,
+                    model=model,
+                    prompt_name=prompt_name,
+                    instruction=instruction,
+                    dimensions=dimensions,
+                    lane=lane,
+                )
                 writer.write(part, reply)
             writer.end()
         finally:

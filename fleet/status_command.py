@@ -102,6 +102,12 @@ def list_collections(settings: Settings, redis_url: str | None, as_json: bool) -
 @click.option("--policy", type=click.Choice(get_args(IndexPolicy)), default="auto")
 @click.option("--recall", default=0.98, show_default=True, type=click.FloatRange(0.5, 1))
 @click.option("--versions", type=click.Choice(get_args(VersionMode)), default="assigned")
+@click.option(
+    "--dimensions",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut the vectors, where the model is trained for it.",
+)
 @json_option
 @click.pass_obj
 def create(
@@ -112,13 +118,19 @@ def create(
     policy: str,
     recall: float,
     versions: str,
+    dimensions: int | None,
     as_json: bool,
 ) -> int:
     """Create a collection; one that is there already in the same way is left as it is."""
 
     async def ask(producer: AsyncProducer) -> Collection:
         return await producer.create_collection(
-            name, model=model, policy=policy, recall_target=recall, versions=versions
+            name,
+            model=model,
+            policy=policy,
+            recall_target=recall,
+            versions=versions,
+            dimensions=dimensions,
         )
 
     made = run_with(settings, redis_url, ask)

@@ -15,8 +15,9 @@ from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.context import context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes, json_response
+from vecfleet.gateway.texts import MAX_DIMENSIONS
 
-_FIELDS = frozenset(("model", "policy", "recall_target", "versions"))
+_FIELDS = frozenset(("model", "policy", "recall_target", "versions", "dimensions"))
 
 
 class Collections:
@@ -59,6 +60,7 @@ class Collections:
             policy=fields.word(body, "policy", "auto") or "",
             recall_target=recall,
             versions=fields.word(body, "versions", "assigned") or "",
+            dimensions=fields.whole(body, "dimensions", None, 1, MAX_DIMENSIONS),
         )
         return json_response(record(created), 201)
 

@@ -14,16 +14,15 @@ from vecfleet.gateway.config import GatewayConfig
 from vecfleet.gateway.context import context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes
-from vecfleet.gateway.texts import check_dimensions, check_prompt_name, one_or_many
+from vecfleet.gateway.texts import Wishes, check_wishes, one_or_many, wishes
 from vecfleet.gateway.vectors import list_answer, openai_answer
 
 _OPENAI_FIELDS = frozenset(
-    ("input", "model", "encoding_format", "dimensions", "user", "prompt_name", "truncate")
+    ("input", "model", "encoding_format", "user", "truncate", *Wishes.__annotations__)
 )
 _TEI_FIELDS = frozenset(
-    ("inputs", "truncate", "truncation_direction", "prompt_name", "normalize", "dimensions")
+    ("inputs", "truncate", "truncation_direction", "normalize", *Wishes.__annotations__)
 )
-_MAX_DIMENSIONS = 1 << 16
 
 
 class Embeddings:
@@ -54,23 +53,19 @@ class Embeddings:
         return routes
 
     async def openai(self, request: Request) -> Response:
-        """The OpenAI API, with ``encoding_format`` bytes, ``prompt_name`` and ``truncate`` more."""
+        """The OpenAI API; ``prompt_name``, ``instruction``, ``truncate`` and bytes are ours."""
         body = await self._bodies.read_object(request)
         fields.only(body, _OPENAI_FIELDS)
         encoding = fields.choice(body, "encoding_format", ("float", "base64", "bytes"))
         texts = one_or_many(body.get("input"), "input", self._config.limits)
         name = fields.word(body, "model", self._config.embed_model)
-        prompt_name = fields.word(body, "prompt_name")
-        dimensions = fields.whole(body, "dimensions", None, 1, _MAX_DIMENSIONS)
+        asked = wishes(body)
         truncate = fields.flag(body, "truncate", True)
         fields.word(body, "user")
         card = await self._fleet.find_model(name, "embed")
-        check_dimensions(dimensions, card)
-        check_prompt_name(prompt_name, card)
+        check_wishes(asked, card, texts, self._config.limits)
         with naming_texts("input", alone=isinstance(body["input"], str)):
-            reply = await self._fleet.embed(
-                texts, model=card, prompt_name=prompt_name, truncate=truncate
-            )
+            reply = await self._fleet.embed(texts, model=card, truncate=truncate, **asked)
         _note(request, reply)
         return openai_answer(reply, encoding)
 
@@ -79,21 +74,17 @@ class Embeddings:
         body = await self._bodies.read_object(request)
         fields.only(body, _TEI_FIELDS)
         texts = one_or_many(body.get("inputs"), "inputs", self._config.limits)
-        prompt_name = fields.word(body, "prompt_name")
-        dimensions = fields.whole(body, "dimensions", None, 1, _MAX_DIMENSIONS)
+        asked = wishes(body)
         if not fields.flag(body, "normalize", True):
             raise InvalidInput(
                 "normalize must be true: the vectors have length 1", field="normalize"
             )
         check_direction(body)
         card = await self._fleet.find_model(self._config.embed_model, "embed")
-        check_dimensions(dimensions, card)
-        check_prompt_name(prompt_name, card)
+        check_wishes(asked, card, texts, self._config.limits)
         truncate = fields.flag(body, "truncate", False)
         with naming_texts("inputs", alone=isinstance(body["inputs"], str)):
-            reply = await self._fleet.embed(
-                texts, model=card, prompt_name=prompt_name, truncate=truncate
-            )
+            reply = await self._fleet.embed(texts, model=card, truncate=truncate, **asked)
         _note(request, reply)
         return list_answer(reply)
 

@@ -70,6 +70,8 @@ class Fleet(Protocol):
         model: str | ModelCard | None = None,
         prompt_name: str | None = None,
         prompt: str = "",
+        instruction: str | None = None,
+        dimensions: int | None = None,
         truncate: bool = True,
     ) -> EmbedReply:
         """Vectors of texts."""
@@ -95,6 +97,7 @@ class Fleet(Protocol):
         policy: str = "auto",
         recall_target: float = 0.98,
         versions: str = "assigned",
+        dimensions: int | None = None,
     ) -> Collection:
         """Create a collection, or find the same one."""
         ...

@@ -41,6 +41,7 @@ EMBEDDINGS = _object(
     dimensions=_COUNT,
     user=_STRING,
     prompt_name=_STRING,
+    instruction=_STRING,
     truncate={**_FLAG, "default": True},
 )
 EMBED = _object(
@@ -49,6 +50,7 @@ EMBED = _object(
     truncate={**_FLAG, "default": False},
     truncation_direction=_enum("right", "Right"),
     prompt_name=_STRING,
+    instruction=_STRING,
     normalize={"const": True},
     dimensions=_COUNT,
 )
@@ -123,6 +125,7 @@ SEARCH = _object(
     threshold=_SCORE,
     exact={**_FLAG, "default": False},
     task_description=_STRING,
+    instruction=_STRING,
     rerank={
         "oneOf": [
             _FLAG,
@@ -136,6 +139,7 @@ COLLECTION = _object(
     policy=_enum("auto", "articles", "exact"),
     recall_target={**_NUMBER, "minimum": 0.5, "maximum": 1, "default": 0.98},
     versions=_enum("assigned", "given"),
+    dimensions=_COUNT,
 )
 DOCUMENT = _object(
     "id",

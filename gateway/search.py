@@ -11,7 +11,6 @@ from starlette.responses import Response
 from vecfleet.common.collection import Collection
 from vecfleet.common.document import check_text
 from vecfleet.common.errors import InvalidInput, UnknownCollection
-from vecfleet.common.model import ModelCard
 from vecfleet.common.payloads import Hit, RerankReply
 from vecfleet.common.vectors import parse_vector
 from vecfleet.gateway import fields, schemas
@@ -23,12 +22,10 @@ from vecfleet.gateway.rerank import ranked
 from vecfleet.gateway.routing import Routes, json_response
 
 _FIELDS = frozenset(
-    ("query", "vector", "top_k", "threshold", "exact", "task_description", "rerank")
+    ("query", "vector", "top_k", "threshold", "exact", "task_description", "instruction", "rerank")
 )
 _PLAIN_FIELDS = frozenset(("query", "task_description", "top_k", "score_threshold"))
 _RERANK_FIELDS = frozenset(("model", "top_n", "candidates", "instruction"))
-_QUERY_PROMPT = "query"
-_INSTRUCT = "Instruct: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +139,27 @@ class Search:
     ) -> bytes:
         """The raw vector to look for, from the body's ``query`` or ``vector``."""
         query, vector = body.get("query"), body.get("vector")
-        task = body.get("task_description")
+        task, instruction = body.get("task_description"), body.get("instruction")
         if task is not None:
             check_text(task, "task_description")
         if vector is not None:
             if query is not None and not body.get("rerank"):
                 raise InvalidInput("send query or vector, not both", field="vector")
+            if instruction is not None:
+                raise InvalidInput("instruction is for a query, not a vector", field="instruction")
             return parse_vector(vector, collection.spec.dimension)
         check_text(query, "query")
         card = await self._fleet.embedder(collection)
+        if instruction is None:
+            prompt = card.query_prompt(task or "")  # the articles' field, for any model
+        elif task is not None:
+            raise InvalidInput(
+                "send instruction or task_description, not both", field="instruction"
+            )
+        else:
+            prompt = card.prompt_of(instruction=instruction) or ""
         reply = await self._fleet.embed(
-            [str(query)], model=card, prompt=query_prompt(card, task or "")
+            [str(query)], model=card, prompt=prompt, dimensions=collection.spec.dimension
         )
         context.note_inference(
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)
@@ -197,17 +204,6 @@ class Search:
         )
         answer["rerank"]["method"] = reply.method
         return [{**results[i], "relevance_score": reply.scores[i]} for i in ranked(reply.scores)]
-
-
-def query_prompt(card: ModelCard, task: str) -> str:
-    """What the model reads before a query; an instruction model's task can be replaced.
-
-    Such a model's prompt is ``Instruct: {task}`` and, on the next line, ``Query:``.
-    """
-    prompt = card.prompts.get(_QUERY_PROMPT, "")
-    if task and prompt.startswith(_INSTRUCT) and "\n" in prompt:
-        return f"{_INSTRUCT}{task}\n{prompt.split(chr(10), 1)[1]}"
-    return prompt
 
 
 def _result(hit: Hit) -> dict[str, Any]:

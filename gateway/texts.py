@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 from vecfleet.common import limits
 from vecfleet.common.document import check_text, check_texts
 from vecfleet.common.errors import InvalidInput, TooManyItems
 from vecfleet.common.model import ModelCard
+from vecfleet.gateway import fields
 from vecfleet.gateway.config import GatewayLimits
+
+MAX_DIMENSIONS = 1 << 16
+
+
+class Wishes(TypedDict):
+    """How texts shall be embedded; None: not said."""
+
+    dimensions: int | None
+    prompt_name: str | None
+    instruction: str | None
 
 
 def one_or_many(value: Any, field: str, bounds: GatewayLimits) -> list[str]:
@@ -41,19 +53,24 @@ def check_size(size: int, texts: int, field: str, bounds: GatewayLimits) -> None
         )
 
 
-def check_dimensions(dimensions: int | None, card: ModelCard) -> None:
-    """Refuse another length than the model's own."""
-    if dimensions is not None and dimensions != card.dimension:
-        raise InvalidInput(
-            f"dimensions must be {card.dimension}: {card.name}'s vectors are not shortened",
-            field="dimensions",
-        )
+def wishes(body: fields.Row) -> Wishes:
+    """The ``dimensions``, ``prompt_name`` and ``instruction`` of a request."""
+    instruction = body.get("instruction")
+    if instruction is not None:
+        check_text(instruction, "instruction")
+    return {
+        "dimensions": fields.whole(body, "dimensions", None, 1, MAX_DIMENSIONS),
+        "prompt_name": fields.word(body, "prompt_name"),
+        "instruction": instruction,
+    }
 
 
-def check_prompt_name(name: str | None, card: ModelCard) -> None:
-    """Refuse a prompt that the model does not have."""
-    if name is not None and name not in card.prompts:
-        known = ", ".join(sorted(card.prompts)) or "none"
-        raise InvalidInput(
-            f"{card.name} has no prompt of this name; it has {known}", field="prompt_name"
-        )
+def check_wishes(
+    asked: Wishes, card: ModelCard, texts: Sequence[str], bounds: GatewayLimits
+) -> None:
+    """Refuse, before anything is queued, what the model does not take or is too much together."""
+    card.vector_length(asked["dimensions"])
+    before = card.prompt_of(prompt_name=asked["prompt_name"], instruction=asked["instruction"])
+    if asked["instruction"] is not None and before:
+        size = len(before.encode()) * len(texts) + sum(len(text.encode()) for text in texts)
+        check_size(size, len(texts), "instruction", bounds)

@@ -13,14 +13,18 @@ from vecfleet.common.fleet_client import FleetClient
 from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
 
 _STATS_TIMEOUT_S = 2.0
-_QUERY_PROMPT = "query"
 
 
-async def query_vector(fleet: FleetClient, collection: Collection, query: str) -> bytes:
+async def query_vector(
+    fleet: FleetClient, collection: Collection, query: str, instruction: str | None
+) -> bytes:
     """The vector of a question to ``collection``, as raw float32."""
     card = await fleet.embedder(collection)
-    prompt = card.prompts.get(_QUERY_PROMPT, "")
-    return (await fleet.embed([query], model=card, prompt=prompt)).vectors
+    prompt = card.query_prompt()
+    if instruction is not None:
+        prompt = card.prompt_of(instruction=instruction) or ""
+    dimensions = collection.spec.dimension
+    return (await fleet.embed([query], model=card, prompt=prompt, dimensions=dimensions)).vectors
 
 
 async def find(

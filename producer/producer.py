@@ -220,14 +220,19 @@ class AsyncProducer:
         policy: str = "auto",
         recall_target: float = 0.98,
         versions: str = "assigned",
+        dimensions: int | None = None,
     ) -> Collection:
-        """Create a collection for a model's vectors; the same call again returns the same one."""
+        """Create a collection for a model's vectors; the same call again returns the same one.
+
+        ``dimensions`` cuts them, where the model is trained for it.
+        """
         return await (await self.fleet()).create_collection(
             name,
             model=model,
             policy=policy,
             recall_target=recall_target,
             versions=versions,
+            dimensions=dimensions,
             tenant=self._tenant,
         )
 
@@ -256,15 +261,28 @@ class AsyncProducer:
         *,
         model: str | None = None,
         prompt_name: str | None = None,
+        instruction: str | None = None,
+        dimensions: int | None = None,
         truncate: bool = True,
         lane: keys.Lane = "interactive",
     ) -> EmbedReply:
-        """Vectors of texts, as raw float32; ``prompt_name`` "query" for questions."""
+        """Vectors of texts, as raw float32; ``prompt_name`` "query" for questions.
+
+        ``instruction`` is what the questions are for, where the model's query prompt has a task;
+        ``dimensions`` cuts the vectors, where the model is trained for it. Raises an
+        ``InvalidInput`` for a model that does not take them.
+        """
         check_texts(texts, "texts")
         fleet = await self.fleet()
         with naming_texts("texts"):
             return await fleet.embed(
-                texts, model=model, prompt_name=prompt_name, truncate=truncate, lane=lane
+                texts,
+                model=model,
+                prompt_name=prompt_name,
+                instruction=instruction,
+                dimensions=dimensions,
+                truncate=truncate,
+                lane=lane,
             )
 
     async def rerank(
@@ -291,10 +309,13 @@ class AsyncProducer:
         top_k: int = 10,
         threshold: float | None = None,
         exact: bool = False,
+        instruction: str | None = None,
         rerank: bool = False,
         reranker: str | None = None,
     ) -> list[Found]:
         """The documents nearest to ``query``, best first; by relevance with ``rerank``.
+
+        ``instruction`` replaces the task of the model's query prompt.
 
         ``vector`` takes the place of the query's own: a list of numbers, a NumPy row, or raw
         float32, of any length but zero.
@@ -305,12 +326,14 @@ class AsyncProducer:
             raise InvalidInput("rerank needs a query", field="query")
         if query is not None or vector is None:
             check_text(query, "query")
+        if vector is not None and instruction is not None:
+            raise InvalidInput("instruction is for a query, not a vector", field="instruction")
         if not 0 < top_k <= limits.MAX_TOP_K:
             raise InvalidInput(f"top_k must be from 1 to {limits.MAX_TOP_K}", field="top_k")
         fleet = await self.fleet()
         target = await fleet.collection(collection, tenant=self._tenant)
         if vector is None:
-            raw = await query_vector(fleet, target, str(query))
+            raw = await query_vector(fleet, target, str(query), instruction)
         else:
             raw = parse_vector(as_numbers(vector), target.spec.dimension)
         hits = await find(fleet, target, raw, top_k=top_k, threshold=threshold, exact=exact)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from gateway_responder import CARD, DIMENSION, vector
+from gateway_responder import CARD, vector
 
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import ServedModel
@@ -113,11 +113,14 @@ class FakeFleet:
         model: Any = None,
         prompt_name: str | None = None,
         prompt: str = "",
+        instruction: str | None = None,
+        dimensions: int | None = None,
         truncate: bool = True,
     ) -> EmbedReply:
-        self.calls.append(
-            {"texts": texts, "prompt_name": prompt_name, "prompt": prompt, "truncate": truncate}
-        )
+        asked = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
+        given = {name: value for name, value in asked.items() if value}
+        self.calls.append({"texts": texts, "dimensions": dimensions, "truncate": truncate, **given})
+        length = model.vector_length(dimensions)
         if self.hang:
             try:
                 await self.stuck.wait()
@@ -128,8 +131,8 @@ class FakeFleet:
             raise self.fail
         return EmbedReply(
             self.cards[0].name,
-            DIMENSION,
-            b"".join(vector(text) for text in texts),
+            length,
+            b"".join(vector(text, length) for text in texts),
             tuple(len(text.split()) for text in texts),
             (),
             1.5,
@@ -161,10 +164,12 @@ class FakeFleet:
         policy: Any = "auto",
         recall_target: float = 0.98,
         versions: Any = "assigned",
+        dimensions: int | None = None,
     ) -> Collection:
         card = await self.find_model(model, "embed", live=False)
+        length = card.vector_length(dimensions)
         spec = CollectionSpec(
-            card.name, card.space, card.dimension, policy, recall_target, versions
+            card.name, card.space, length, policy, recall_target, versions
         ).checked()
         found = self.known.setdefault(name, Collection(name, "c0ffee" * 5 + "00", spec))
         if found.spec != spec:
@@ -230,11 +235,12 @@ class FakeFleet:
         threshold: float | None = None,
         exact: bool = False,
     ) -> SearchReply:
-        query = struct.unpack(f"<{DIMENSION}f", vectors)
+        length = collection.spec.dimension
+        query = struct.unpack(f"<{length}f", vectors)
         self.calls.append({"query_vector": query, "top_k": top_k, "exact": exact})
         hits = []
         for row in self._rows():
-            its = struct.unpack(f"<{DIMENSION}f", vector(row.text))
+            its = struct.unpack(f"<{length}f", vector(row.text, length))
             score = sum(a * b for a, b in zip(query, its, strict=True))
             if threshold is None or score >= threshold:
                 hits.append(Hit(row.id, score, row.text, row.metadata))

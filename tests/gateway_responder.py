@@ -49,7 +49,6 @@ class Responder:
         self.go = asyncio.Event()
         self.go.set()
         self._held = asyncio.Event()
-        self._closing = False  # cancelling alone can be swallowed by Python 3.11's wait_for
         self.answer: Callable[[str, dict[str, Any]], dict[str, Any]] = self._answer
         self._redis = client
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +64,6 @@ class Responder:
 
     async def __aexit__(self, *error: object) -> None:
         assert self._task is not None
-        self._closing = True
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -87,7 +85,7 @@ class Responder:
 
     async def _serve(self) -> None:
         lists = [keys.queue_list(queue) for queue in self._queues]
-        while not self._closing:
+        while True:
             if not self.go.is_set():
                 self._held.set()
                 await self.go.wait()
@@ -118,13 +116,14 @@ class Responder:
             "inference_ms": 2.0,
         }
         if function == payloads.EMBED:
-            before = self.card.prompts.get(payload.get("prompt_name", ""), "")
-            before = before or payload.get("prompt", "")
+            names = ("prompt", "prompt_name", "instruction")
+            before = self.card.prompt_of(**{name: payload.get(name) for name in names}) or ""
+            length = self.card.vector_length(payload.get("dimensions"))
             texts = [before + text for text in payload["texts"]]
             return {
                 **body,
-                "dimension": self.card.dimension,
-                "vectors": b"".join(vector(text, self.card.dimension) for text in texts),
+                "dimension": length,
+                "vectors": b"".join(vector(text, length) for text in texts),
                 "tokens": [len(text.split()) for text in texts],
             }
         words = set(payload["query"].split())

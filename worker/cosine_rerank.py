@@ -8,7 +8,6 @@ import numpy as np
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong
 from vecfleet.worker.engine import Engine, Priority, Scores
-from vecfleet.worker.prompts import query_prompt, takes_instruction
 
 
 async def rerank_by_cosine(
@@ -26,9 +25,7 @@ async def rerank_by_cosine(
     """
     places: dict[str, int] = {}
     asks = [places.setdefault(query, len(places)) for query, _ in pairs]
-    before = engine.card.prompts.get("query", "")
-    if instruction and takes_instruction(engine.card.prompts):
-        before = query_prompt(instruction)
+    before = engine.card.query_prompt(instruction)
     texts = [before + query for query in places]
     texts += [document_prompt + document for _, document in pairs]
     try:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from vecfleet.common.errors import (
 from vecfleet.common.limits import BLOCK_DOCUMENTS, MAX_INPUTS, MAX_METADATA_BYTES
 from vecfleet.worker.engine import Embeddings, Engine, Priority
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, HandOn, Outcome, Refused
+from vecfleet.worker.matryoshka import shortened
 from vecfleet.worker.shard import build_shard
 
 _PROBE = "Is anybody there?"
+_PROMPTS = ("prompt", "prompt_name", "instruction")
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class _Block:
     metadata: list[bytes | None] | None
     versions: list[int]
     truncate: bool
+    dimensions: int  # of its vectors
 
     def without(self, places: Sequence[int]) -> _Block:
         """The block without some of its documents."""
@@ -56,6 +59,7 @@ class _Block:
             None if self.metadata is None else [self.metadata[i] for i in places],
             [self.versions[i] for i in places],
             self.truncate,
+            self.dimensions,
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -65,6 +69,7 @@ class _Block:
             "texts": self.texts,
             "versions": self.versions,
             "truncate": self.truncate,
+            "dimensions": self.dimensions,
         }
         if self.metadata is not None:
             wire["metadata"] = self.metadata
@@ -90,38 +95,28 @@ class EmbedHandler:
 
     async def _embed_texts(self, job: ClaimedJob, payload: dict[str, Any]) -> Answer:
         texts = _checked_texts(payload.get("texts"), MAX_INPUTS)
+        card = self._engine.card
+        dimensions = card.vector_length(payload.get("dimensions"))
+        prompt = card.prompt_of(**{name: payload.get(name) for name in _PROMPTS})
         started = time.perf_counter()
         result = await self._engine.embed(
             texts,
             priority=_priority(job),
-            prompt=self._prompt(payload),
+            prompt=prompt,
             truncate=payload.get("truncate") is not False,
         )
+        vectors = shortened(result.vectors, dimensions)
         return Answer(
             {
-                "model": self._engine.card.name,
-                "dimension": self._engine.card.dimension,
-                "vectors": result.vectors.astype("<f4", copy=False).tobytes(),
+                "model": card.name,
+                "dimension": dimensions,
+                "vectors": vectors.astype("<f4", copy=False).tobytes(),
                 "tokens": result.tokens.tolist(),
                 "truncated": np.flatnonzero(result.truncated).tolist(),
                 "queue_ms": job.queue_ms,
                 "inference_ms": (time.perf_counter() - started) * 1000,
             }
         )
-
-    def _prompt(self, payload: dict[str, Any]) -> str | None:
-        """What stands before each text; None for what the model puts before documents."""
-        name = payload.get("prompt_name")
-        if name is None:
-            prompt = payload.get("prompt")
-            return None if prompt is None else str(prompt)
-        prompts = self._engine.card.prompts
-        if name not in prompts:
-            known = ", ".join(sorted(prompts)) or "none"
-            raise InvalidInput(
-                f"the model has no prompt {name!r}; it has {known}", field="prompt_name"
-            )
-        return prompts[name]
 
     async def _embed_block(self, job: ClaimedJob, payload: dict[str, Any]) -> Outcome:
         if payload.get("space") != self._engine.card.space:
@@ -132,7 +127,8 @@ class EmbedHandler:
         uid = payload.get("uid")
         if not isinstance(uid, str) or not job.merge_queue:
             raise CorruptPayload("a block of documents names its collection and its merge queue")
-        block = _parse_block(payload, job.version)
+        dimensions = self._engine.card.vector_length(payload.get("dimensions"))
+        block = _parse_block(payload, job.version, dimensions)
         embeddings, refused = await self._embed_what_can_be(block)
         rejects = b""
         if refused:
@@ -161,7 +157,8 @@ class EmbedHandler:
                 result = await self._engine.embed(
                     texts, priority=Priority.BULK, truncate=block.truncate
                 )
-                return result, refused
+                vectors = shortened(result.vectors, block.dimensions)
+                return replace(result, vectors=vectors), refused
             except VecfleetError as error:
                 places = getattr(error, "indices", ())
                 if not places:
@@ -184,7 +181,7 @@ class EmbedHandler:
         shard = build_shard(
             job_id,
             self._engine.card.space,
-            self._engine.card.dimension,
+            block.dimensions,
             ids=block.ids,
             texts=block.texts,
             vectors=embeddings.vectors,
@@ -221,7 +218,7 @@ def _checked_texts(texts: object, most: int) -> list[str]:
     return texts
 
 
-def _parse_block(payload: dict[str, Any], version: int) -> _Block:
+def _parse_block(payload: dict[str, Any], version: int, dimensions: int) -> _Block:
     texts = _checked_texts(payload.get("texts"), BLOCK_DOCUMENTS)
     ids = payload["ids"]
     if not isinstance(ids, list) or len(ids) != len(texts):
@@ -240,7 +237,8 @@ def _parse_block(payload: dict[str, Any], version: int) -> _Block:
         or not all(type(v) is int and 0 < v < 2**63 for v in versions)
     ):
         raise CorruptPayload("versions must be positive whole numbers, one a text")
-    return _Block(ids, texts, metadata, versions, payload.get("truncate") is not False)
+    whole = payload.get("truncate") is False
+    return _Block(ids, texts, metadata, versions, not whole, dimensions)
 
 
 def _check_metadata(metadata: object, count: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from vecfleet.common.engine_names import Quantization, TaskName
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.model import ModelCard, RerankMethod, Space, Task
+from vecfleet.worker.matryoshka import Matryoshka, read_matryoshka
 from vecfleet.worker.model_shape import ModelShape, read_shape
 
 PACKAGE_PREFIX = "package:"
@@ -52,6 +53,7 @@ class ModelFiles:
     pooling: str = ""  # "mean", "cls" or "last"; empty for a reranker
     prompts: dict[str, str] = field(default_factory=dict)
     document_prompt: str = ""
+    matryoshka: Matryoshka | None = None  # None: its vectors cannot be cut
 
     @property
     def space(self) -> Space:
@@ -87,6 +89,9 @@ class ModelFiles:
             engine=engine,
             rerank_method=methods[self.kind],
             prompts=dict(self.prompts),
+            matryoshka=self.matryoshka is not None,
+            matryoshka_dimensions=self.matryoshka.dimensions if self.matryoshka else (),
+            matryoshka_least=self.matryoshka.least if self.matryoshka else 1,
             pooling=self.pooling,
             quantization=quantization,
             settings=dict(settings or {}),
@@ -108,17 +113,19 @@ def find_model(name: str, *, max_tokens: int | None = None, task: TaskName = "au
     prompts = {str(k): str(v) for k, v in (given.get("prompts") or {}).items()}
     chosen = [*_DOCUMENT_PROMPTS, given.get("default_prompt_name")]
     document_prompt = next((prompts[key] for key in chosen if key in prompts), "")
+    dimension = int(config["hidden_size"]) if kind == "embedding" else 0
     return ModelFiles(
         name=name,
         path=path,
         kind=kind,
         fingerprint=fingerprint(path),
-        dimension=int(config["hidden_size"]) if kind == "embedding" else 0,
+        dimension=dimension,
         max_tokens=_max_tokens(path, config, max_tokens),
         shape=read_shape(path, config),
         pooling=pooling,
         prompts=prompts,
         document_prompt=document_prompt if kind == "embedding" else "",
+        matryoshka=read_matryoshka(name, path, config, given, dimension) if dimension else None,
     )
 
 

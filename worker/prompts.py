@@ -13,16 +13,6 @@ QWEN3_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 QWEN3_YES, QWEN3_NO = "yes", "no"
 
 
-def query_prompt(task: str) -> str:
-    """What an instruction-tuned embedding model reads before a query."""
-    return f"Instruct: {task}\nQuery:"
-
-
-def takes_instruction(prompts: dict[str, str]) -> bool:
-    """Whether the model's own query prompt has the form of ``query_prompt``."""
-    return prompts.get("query", "").startswith("Instruct: ")
-
-
 def qwen3_question(instruction: str, query: str) -> str:
     """What comes between ``QWEN3_PREFIX`` and the document."""
     return f"<Instruct>: {instruction or DEFAULT_TASK}\n\n<Query>: {query}\n\n<Document>: "

@@ -73,7 +73,7 @@ async def test_model_may_be_left_out_and_extras_are_passed_on():
         )
     assert answer.status_code == 200
     assert fleet.calls == [
-        {"texts": ["x"], "prompt_name": "query", "prompt": "", "truncate": False}
+        {"texts": ["x"], "prompt_name": "query", "truncate": False, "dimensions": DIMENSION}
     ]
 
 

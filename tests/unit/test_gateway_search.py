@@ -6,7 +6,6 @@ from gateway_responder import CARD, DIMENSION, vector
 
 from vecfleet.common.errors import RedisUnavailable
 from vecfleet.common.model import ModelCard
-from vecfleet.gateway.search import query_prompt
 
 SEARCH = "/collections/books/search"
 TEXTS = {"1": "red apples", "2": "green apples", "3": "blue sky"}
@@ -168,10 +167,10 @@ async def test_model_with_other_weights_is_not_searched_with():
 def test_task_replaces_the_task_of_an_instruction_model_only():
     wire = {**CARD.to_wire(), "tasks": ("embed",)}
     qwen = ModelCard(**{**wire, "prompts": {"query": "Instruct: Search the web\nQuery:"}})
-    assert query_prompt(qwen, "") == "Instruct: Search the web\nQuery:"
-    assert query_prompt(qwen, "Find laws") == "Instruct: Find laws\nQuery:"
-    assert query_prompt(CARD, "Find laws") == "query: "
-    assert query_prompt(ModelCard(**{**wire, "prompts": {}}), "Find laws") == ""
+    assert qwen.query_prompt() == "Instruct: Search the web\nQuery:"
+    assert qwen.query_prompt("Find laws") == "Instruct: Find laws\nQuery:"
+    assert CARD.query_prompt("Find laws") == "query: "
+    assert ModelCard(**{**wire, "prompts": {}}).query_prompt("Find laws") == ""
 
 
 async def test_collections_are_made_listed_described_and_deleted():
