@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from gateway_fakes import FakeFleet, gateway_client
 
 from vecfleet.common.errors import BY_CODE, ConfigError
+from vecfleet.gateway import body
 from vecfleet.gateway.app import create_app
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
 
@@ -107,14 +109,23 @@ async def test_slow_body_is_told_so():
     assert sent[0]["status"] == 408
 
 
-async def test_dripping_body_is_not_given_more_time_than_its_bytes_earn():
+async def test_dripping_body_is_not_given_more_time_than_its_bytes_earn(monkeypatch):
+    now_s = 0.0
+    messages = 0
+
     async def receive():
-        await asyncio.sleep(0.002)
+        nonlocal now_s, messages
+        await asyncio.sleep(0)  # where a deadline that has passed ends it
+        now_s += 2.0
+        messages += 1
+        if messages > 4:  # also what follows the answer is read for a while
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": b" ", "more_body": True}
 
-    app = app_over(FakeFleet(), body_grace_s=0.05, min_body_bytes_per_s=1_000_000)
+    monkeypatch.setattr(body, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    app = app_over(FakeFleet(), body_grace_s=5.0, min_body_bytes_per_s=10.0)
     sent = await call(app, [(b"transfer-encoding", b"chunked")], receive)
-    assert sent[0]["status"] == 408
+    assert sent[0]["status"] == 408  # after three bytes in 6 s: the grace and they allow 5.3
 
 
 async def test_endless_body_nobody_asked_for_is_cut_off():
