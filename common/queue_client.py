@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,6 @@ class Admitted:
     """What an enqueue call did."""
 
     numbers: tuple[int, ...]  # a job's version, 0, or one of the ALREADY_ numbers
-    waiting_tokens: int
-    waiting_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class _Waiting:
         """Pass on this call's part of what was admitted."""
         if not self.told.done():
             numbers = admitted.numbers[at : at + len(self.jobs)]
-            self.told.set_result(replace(admitted, numbers=numbers))
+            self.told.set_result(Admitted(numbers))
 
     def refuse(self, error: Exception) -> None:
         """Pass on what went wrong; each caller gets an error of its own to add to."""
@@ -193,7 +191,7 @@ class QueueClient:
         with translated():
             verdict, tokens, size, *numbers = await self._enqueue(keys=names, args=arguments)
         self._check(verdict, tokens, size, queue)
-        return Admitted(tuple(numbers), tokens, size)
+        return Admitted(tuple(numbers))
 
     def _check(self, verdict: bytes, tokens: int, size: int, queue: keys.QueueName) -> None:
         if verdict == b"full":

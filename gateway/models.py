@@ -58,5 +58,7 @@ def _entry(model: ServedModel) -> dict[str, Any]:
         "matryoshka_least": card.matryoshka_least,
         "engine": card.engine,
         "dtype": card.dtype,
+        "quantization": card.quantization,
+        "pooling": card.pooling,
         "workers": len(model.workers),
     }

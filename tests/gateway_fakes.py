@@ -206,7 +206,7 @@ class FakeFleet:
             raise self.full.pop(0)
         for place, block in enumerate(blocks, first_place):
             self.blocks.append((submission, place, block))
-        return Admitted((0,) * len(blocks), 0, 0)
+        return Admitted((0,) * len(blocks))
 
     async def enqueue_delete(
         self,
@@ -218,7 +218,7 @@ class FakeFleet:
         version: int | None = None,
     ) -> Admitted:
         self.deleted += [(document_id, version) for document_id in ids]
-        return Admitted((0,), 0, 0)
+        return Admitted((0,))
 
     async def documents(
         self, collection: Collection, ids: Sequence[str]

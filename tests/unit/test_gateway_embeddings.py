@@ -233,5 +233,6 @@ async def test_models_are_listed_and_read_by_names_with_slashes():
     assert listed["object"] == "list"
     assert listed["data"] == [one]
     assert (one["id"], one["object"], one["dimension"]) == (CARD.name, "model", DIMENSION)
+    assert (one["quantization"], one["pooling"]) == ("none", CARD.pooling)
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
