@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
-import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +20,6 @@ import numpy as np
 
 from vecfleet.common.errors import (
     ConfigError,
-    EngineBroken,
     EngineFailed,
     InvalidInput,
     TextsTooLong,
@@ -32,18 +28,16 @@ from vecfleet.common.errors import (
 )
 from vecfleet.worker.cosine_rerank import rerank_by_cosine
 from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
+from vecfleet.worker.engine_counters import EngineCounters
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.fair_clock import FairClock
 from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.step_loop import Encode, OnStep, Rows
 from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
 from vecfleet.worker.vllm_core import Asked, CoreDiedError, TextRefusedError, VllmCore
+from vecfleet.worker.vllm_keeper import VllmKeeper
 
 CHUNK_TEXTS = 128
-STEP_MEDIAN_OVER = 256
-MAX_DEATHS = 32  # of vLLM's process, before the worker gives up and is started anew itself
-DEATHS_FOR_A_SMALLER_STEP = 2  # that no single text explains: steps then need too much memory
-LEAST_STEP_TOKENS = 256
 _PROBE = "Is anybody there?"
 
 log = logging.getLogger(__name__)
@@ -71,63 +65,6 @@ class _Call:
     texts: list[_Text] = field(default_factory=list)
 
 
-class _Counters:
-    """What ``EngineStats`` tells. Read from any thread: each figure is replaced whole."""
-
-    def __init__(self, on_step: OnStep | None) -> None:
-        self._on_step = on_step
-        self.tokens = self.bulk_tokens = self.texts = self.steps = self.pending_tokens = 0
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
-        self._last_step: float | None = None
-        self._bulk_steps_s: deque[float] = deque(maxlen=STEP_MEDIAN_OVER)
-
-    def wait(self, tokens: int) -> None:
-        """Texts of so many tokens wait."""
-        self.pending_tokens += tokens
-        if self._busy_since is None:
-            self._busy_since = self._last_step = time.perf_counter()
-
-    def forget(self, tokens: int) -> None:
-        """So many tokens wait no longer."""
-        self.pending_tokens -= tokens
-        if not self.pending_tokens and self._busy_since is not None:
-            self._busy_s += time.perf_counter() - self._busy_since
-            self._busy_since = self._last_step = None
-
-    def on_finished(self, request_ids: list[str]) -> None:
-        """A step ended that finished these."""
-        now = time.perf_counter()
-        self.steps += 1
-        bulk = sum(name[0] == "b" for name in request_ids)
-        if self._last_step is not None and 2 * bulk > len(request_ids):
-            self._bulk_steps_s.append(now - self._last_step)
-        self._last_step = now
-        if self._on_step:
-            all_bulk = bulk == len(request_ids)
-            self._on_step(Priority.BULK if all_bulk else Priority.INTERACTIVE, len(request_ids))
-
-    def computed(self, priority: Priority, tokens: int) -> None:
-        """A text of so many tokens is done."""
-        self.tokens += tokens
-        self.texts += 1
-        if priority is Priority.BULK:
-            self.bulk_tokens += tokens
-
-    def stats(self) -> EngineStats:
-        since = self._busy_since
-        steps = list(self._bulk_steps_s)
-        return EngineStats(
-            tokens=self.tokens,
-            texts=self.texts,
-            steps=self.steps,
-            busy_s=self._busy_s + (time.perf_counter() - since if since is not None else 0.0),
-            pending_tokens=self.pending_tokens,
-            bulk_step_p50_s=statistics.median(steps) if steps else 0.0,
-            bulk_tokens=self.bulk_tokens,
-        )
-
-
 class VllmEngine:
     """One model in vLLM; made by ``start``, used on one event loop."""
 
@@ -139,14 +76,10 @@ class VllmEngine:
         served_name: str | None,
         on_step: OnStep | None,
     ) -> None:
-        assert plan.max_num_batched_tokens is not None
         self._files = files
-        self._plan = plan
         self._tokenizer = tokenizer
-        self._step_tokens = plan.max_num_batched_tokens
-        self._core: VllmCore | None = None
         self._clock = FairClock()
-        self._counters = _Counters(on_step)
+        self._counters = EngineCounters(on_step)
         self._encoders = {
             priority: ThreadPoolExecutor(1, thread_name_prefix="vllm-encode")
             for priority in Priority
@@ -154,14 +87,12 @@ class VllmEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._number = 0
         self._closed = False
-        self._broken: EngineBroken | None = None
+        self._keeper = VllmKeeper(files, plan, self._counters.on_finished)
         # After a death: calls that are suspects, one of which runs at a time, and all others wait.
         self._suspects = 0
         self._alone = asyncio.Lock()
         self._calm = asyncio.Event()
         self._calm.set()
-        self._deaths = 0
-        self._unexplained = 0
         self.card = files.card(
             dtype=plan.dtype,
             engine="vllm",
@@ -187,7 +118,7 @@ class VllmEngine:
         """
         tokenizer = await asyncio.to_thread(load_tokenizer, files)
         engine = cls(files, plan, tokenizer, served_name, on_step)
-        engine._core = await engine._start_core()
+        await engine._keeper.start()
         try:
             await engine._probe()
         except CoreDiedError as error:
@@ -257,9 +188,7 @@ class VllmEngine:
             await asyncio.wait(self._tasks)
         for encoder in self._encoders.values():
             encoder.shutdown(wait=False, cancel_futures=True)
-        core, self._core = self._core, None
-        if core is not None:
-            await core.stop()
+        await self._keeper.stop()
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -304,13 +233,13 @@ class VllmEngine:
             try:
                 await self._calm.wait()
                 await self._ask_all(call, texts, encode, chunk)
-            except CoreDiedError as death:
-                await self._run_alone(call, [t for t in call.texts if not t.done], death)
+            except CoreDiedError:
+                await self._run_alone(call, [t for t in call.texts if not t.done])
                 # Those that were not even tokenised when it died.
                 rest = texts[len(call.texts) :]
                 if rest:
-                    await self._encode(call, rest, encode, len(rest))
-                    await self._run_alone(call, [t for t in call.texts if not t.done], death)
+                    await self._encode(call, rest, encode)
+                    await self._run_alone(call, [t for t in call.texts if not t.done])
         finally:
             self._counters.forget(sum(text.length for text in call.texts if not text.done))
 
@@ -318,10 +247,10 @@ class VllmEngine:
         self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
     ) -> None:
         asked: list[tuple[_Text, Asked]] = []
-        core = self._living_core()
+        core = self._keeper.living()
         try:
             for start in range(0, len(texts), chunk):
-                new = await self._encode(call, texts[start : start + chunk], encode, chunk)
+                new = await self._encode(call, texts[start : start + chunk], encode)
                 await self._ask(core, call, new, asked)
             await self._collect(core, call, asked)
         except CoreDiedError:
@@ -331,7 +260,7 @@ class VllmEngine:
             raise
 
     async def _encode(
-        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens]
     ) -> list[_Text]:
         start = len(call.texts)
         encoder = self._encoders[call.priority]
@@ -396,7 +325,7 @@ class VllmEngine:
 
     # -- after a death ----------------------------------------------------------------------
 
-    async def _run_alone(self, call: _Call, texts: Sequence[_Text], death: CoreDiedError) -> None:
+    async def _run_alone(self, call: _Call, texts: Sequence[_Text]) -> None:
         """Compute what was in flight when vLLM's process died, with nothing beside it."""
         failures = len(call.failures)
         self._suspects += 1
@@ -409,12 +338,12 @@ class VllmEngine:
             if not self._suspects:
                 self._calm.set()
         if len(call.failures) > failures:
-            self._unexplained = 0
+            self._keeper.explained()
 
     async def _bisect(self, call: _Call, texts: list[_Text]) -> None:
         if not texts:
             return
-        core = await self._revived()
+        core = await self._keeper.revived()
         asked: list[tuple[_Text, Asked]] = []
         try:
             await self._ask(core, call, texts, asked)
@@ -435,55 +364,17 @@ class VllmEngine:
 
     async def _prove_health(self) -> None:
         """Raise ``EngineBroken`` when vLLM dies of any text, not only of that one."""
-        await self._revived()
+        await self._keeper.revived()
         try:
             await self._probe()
         except CoreDiedError as error:
-            raise self._break("vLLM's process dies of every text") from error
+            raise self._keeper.give_up("vLLM's process dies of every text") from error
 
     async def _probe(self) -> None:
-        core = self._living_core()
+        core = self._keeper.living()
         (probe,) = self._tokenizer.texts([_PROBE], truncate=True)
         self._number += 1
         await core.result(await core.ask(f"i0-{self._number}", probe.payload, 0))
-
-    def _living_core(self) -> VllmCore:
-        if self._broken is not None:
-            raise self._broken
-        if self._core is None:
-            raise Unavailable("the engine is closed")
-        return self._core
-
-    async def _revived(self) -> VllmCore:
-        """A vLLM that lives: started anew where it died. Called by one task at a time."""
-        core = self._living_core()
-        if not core.is_dead:
-            return core
-        self._deaths += 1
-        self._unexplained += 1
-        if self._deaths > MAX_DEATHS:
-            raise self._break(f"vLLM's process died {self._deaths} times")
-        if self._unexplained > DEATHS_FOR_A_SMALLER_STEP:
-            least = LEAST_STEP_TOKENS if self._files.shape.causal else self._plan.max_model_len
-            self._step_tokens = max(least, self._step_tokens // 2)
-        log.warning("vLLM's process died; it is started again, steps of %d", self._step_tokens)
-        await core.stop()
-        try:
-            self._core = await self._start_core()
-        except VecfleetError as error:
-            raise self._break(f"vLLM does not start again: {error}") from error
-        return self._core
-
-    async def _start_core(self) -> VllmCore:
-        loop = asyncio.get_running_loop()
-        on_finished = self._counters.on_finished
-        return await loop.run_in_executor(
-            None, VllmCore.start, self._files, self._plan, self._step_tokens, on_finished
-        )
-
-    def _break(self, why: str) -> EngineBroken:
-        self._broken = EngineBroken(why)
-        return self._broken
 
 
 def _failure(failures: dict[int, Exception]) -> EngineFailed:

@@ -89,8 +89,9 @@ async def test_a_killed_process_is_started_again_and_nothing_is_lost(qwen3_embed
 async def test_a_text_that_kills_the_process_is_found(fragile_embedding):
     engine = await load_vllm(fragile_embedding)
     # What stands before vLLM and knows the model's vocabulary lets the poison pass.
-    engine._core._vocabulary = 1 << 20
-    engine._start_core = _lenient(engine._start_core)
+    keeper = engine._keeper
+    keeper.living()._vocabulary = 1 << 20
+    keeper.start = _lenient(keeper)
     bad = sentences(4)
     bad[2] = POISON
     try:
@@ -107,22 +108,23 @@ async def test_a_text_that_kills_the_process_is_found(fragile_embedding):
         await engine.close()
 
 
-def _lenient(start):
-    async def start_core():
-        core = await start()
-        core._vocabulary = 1 << 20
-        return core
+def _lenient(keeper):
+    healthy = keeper.start
 
-    return start_core
+    async def start():
+        await healthy()
+        keeper.living()._vocabulary = 1 << 20
+
+    return start
 
 
 async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embedding):
     engine = await load_vllm(qwen3_embedding)
 
-    async def start_core():
+    async def start():
         raise ConfigError("no memory is left")
 
-    engine._start_core = start_core
+    engine._keeper.start = start
     for process in vllm_processes():
         process.kill()
     try:

@@ -1,0 +1,98 @@
+"""Keeps a vLLM running: started, started again after a death, given up when that does not help."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from vecfleet.common.errors import EngineBroken, Unavailable, VecfleetError
+from vecfleet.worker.engine_plan import EnginePlan
+from vecfleet.worker.model_files import ModelFiles
+from vecfleet.worker.vllm_core import OnFinished, VllmCore
+
+MAX_DEATHS = 32  # before the worker gives up and is started anew itself
+DEATHS_FOR_A_SMALLER_STEP = 2  # that no single text explains: steps then need too much memory
+LEAST_STEP_TOKENS = 256
+
+log = logging.getLogger(__name__)
+
+
+class VllmKeeper:
+    """One vLLM at a time; used on one event loop."""
+
+    def __init__(self, files: ModelFiles, plan: EnginePlan, on_finished: OnFinished) -> None:
+        assert plan.max_num_batched_tokens is not None
+        self.step_tokens = plan.max_num_batched_tokens
+        self._files = files
+        self._plan = plan
+        self._on_finished = on_finished
+        self._core: VllmCore | None = None
+        self._broken: EngineBroken | None = None
+        self._deaths = 0
+        self._unexplained = 0
+
+    async def start(self) -> None:
+        """Load the model: half a minute. Raises ``ConfigError``."""
+        starting = asyncio.create_task(
+            asyncio.to_thread(
+                VllmCore.start, self._files, self._plan, self.step_tokens, self._on_finished
+            )
+        )
+        try:
+            self._core = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on whatever we do, and its processes must not be left behind.
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await starting.result().stop()
+            raise
+
+    def living(self) -> VllmCore:
+        """The vLLM that runs, as far as is known.
+
+        Raises ``EngineBroken`` once it was given up, and ``Unavailable`` after ``stop``.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if self._core is None:
+            raise Unavailable("the engine is closed")
+        return self._core
+
+    async def revived(self) -> VllmCore:
+        """A vLLM that lives: started anew where it died. Called by one task at a time.
+
+        Raises as ``living``, and ``EngineBroken`` when it does not start.
+        """
+        core = self.living()
+        if not core.is_dead:
+            return core
+        self._deaths += 1
+        self._unexplained += 1
+        if self._deaths > MAX_DEATHS:
+            raise self.give_up(f"vLLM's process died {self._deaths} times")
+        if self._unexplained > DEATHS_FOR_A_SMALLER_STEP:
+            # A text that cannot be computed in parts must still fit.
+            least = LEAST_STEP_TOKENS if self._files.shape.causal else self._plan.max_model_len
+            self.step_tokens = max(least, self.step_tokens // 2)
+        log.warning("vLLM's process died; it is started again, steps of %d", self.step_tokens)
+        await core.stop()
+        try:
+            await self.start()
+        except VecfleetError as error:
+            raise self.give_up(f"vLLM does not start again: {error}") from error
+        return self.living()
+
+    def explained(self) -> None:
+        """A text was found that vLLM dies of: the size of steps was not to blame."""
+        self._unexplained = 0
+
+    def give_up(self, why: str) -> EngineBroken:
+        """The error for everybody from now on."""
+        self._broken = EngineBroken(why)
+        return self._broken
+
+    async def stop(self) -> None:
+        """End vLLM's processes."""
+        core, self._core = self._core, None
+        if core is not None:
+            await core.stop()
