@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ GPU_TOKENS, GPU_TEXTS = (4096, 8192, 16_384, 32_768), (32, 128, 512)
 CPU_ITEMS, GPU_ITEMS = 256, 8192  # texts, or pairs, of a round
 RERANK_QUERIES = 8
 INTERACTIVE_QUERIES = 16
+BUSY_PERCENT, BUSY_LOOK_S = 20, 1.0  # of the CPU before anything is measured
 MIB = 1 << 20
 
 
@@ -122,6 +124,8 @@ def engine(
     )
     count = documents or (GPU_ITEMS if on_gpu else CPU_ITEMS)
     console = Console(stderr=True)
+    if (busy := psutil.cpu_percent(BUSY_LOOK_S)) > BUSY_PERCENT:
+        console.print(f"other processes use {busy:.0f}% of the CPU: figures will be off")
     with console.status("") as status:
 
         def say(found: Point | Refused) -> None:
