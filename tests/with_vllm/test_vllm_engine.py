@@ -10,7 +10,7 @@ from engines.checkpoints import POISON
 from engines.passages import passages
 from engines.rigs import DEADLINE_S, load_vllm, vllm_processes
 
-from vecfleet.common.errors import ConfigError, EngineBroken, EngineFailed
+from vecfleet.common.errors import ConfigError, EngineBroken, EngineFailed, Unavailable
 from vecfleet.worker.engine import Priority
 from vecfleet.worker.model_files import find_model
 
@@ -142,3 +142,18 @@ async def test_what_vllm_cannot_do_is_told(qwen3_embedding):
         await load_vllm(qwen3_embedding, quantization="fp8")
     with pytest.raises(ConfigError, match="2 GPUs are asked for"):
         await load_vllm(qwen3_embedding, tensor_parallel_size=2)
+
+
+async def test_closing_while_it_starts_again_leaves_nothing_behind(qwen3_embedding):
+    engine = await load_vllm(qwen3_embedding)
+    before = {process.pid for process in vllm_processes()}
+    for process in vllm_processes():
+        process.kill()
+    call = asyncio.create_task(engine.embed(sentences(3), priority=BULK))
+    async with asyncio.timeout(DEADLINE_S):
+        while {process.pid for process in vllm_processes()} <= before:
+            await asyncio.sleep(0.05)
+    await engine.close()
+    with pytest.raises(Unavailable):
+        await call
+    await all_ended()
