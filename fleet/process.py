@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
@@ -11,9 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from vecfleet.common.parent_death import dies_with
 from vecfleet.common.settings import FAMILY, process_env, process_environment
-
-_PR_SET_PDEATHSIG = 1
 
 
 def role_command(*arguments: str) -> list[str]:
@@ -22,21 +20,8 @@ def role_command(*arguments: str) -> list[str]:
 
 
 def dies_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
-    """A ``preexec_fn`` that has the kernel send ``sig`` when the parent dies; None off Linux.
-
-    The kernel watches the thread that forked, so fork from one that lives as long as the process.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def between_fork_and_exec() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
-        if os.getppid() != parent:  # it died before we asked
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return between_fork_and_exec
+    """A ``preexec_fn`` that has the kernel send ``sig`` when this process dies; None off Linux."""
+    return dies_with(os.getpid(), sig)
 
 
 def marked(environment: Mapping[str, str] | None) -> tuple[dict[str, str], str]:

@@ -8,6 +8,7 @@ from collections import deque
 
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.step_loop import OnStep
+from vecfleet.worker.vllm_requests import is_bulk
 
 STEP_MEDIAN_OVER = 256
 
@@ -40,7 +41,7 @@ class EngineCounters:
         """A step ended that finished these."""
         now = time.perf_counter()
         self.steps += 1
-        bulk = sum(name[0] == "b" for name in request_ids)
+        bulk = sum(map(is_bulk, request_ids))
         if self._last_step is not None and 2 * bulk > len(request_ids):
             self._bulk_steps_s.append(now - self._last_step)
         self._last_step = now

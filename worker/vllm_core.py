@@ -1,4 +1,4 @@
-"""The only module that imports vLLM: one ``AsyncLLM``, its processes and its errors.
+"""One ``AsyncLLM``, its processes and its errors: what of vLLM runs in the worker's process.
 
 Written for vLLM 0.32.  Import it only after ``memory.prepare_vllm_process``, and in a main module
 behind an ``if __name__ == "__main__"``: vLLM may start its processes by spawning.
@@ -178,6 +178,7 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         "max_num_seqs": plan.max_num_seqs,
         "tensor_parallel_size": plan.tensor_parallel_size,
         "scheduling_policy": "priority",
+        "scheduler_cls": "vecfleet.worker.vllm_scheduler.QueriesFirst",
         # Rerankers read the same instruction, and often the same query, before each document.
         "enable_prefix_caching": is_reranker,
         "disable_log_stats": True,

@@ -36,6 +36,7 @@ from vecfleet.worker.step_loop import Encode, OnStep, Rows
 from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
 from vecfleet.worker.vllm_core import Asked, CoreDiedError, TextRefusedError, VllmCore
 from vecfleet.worker.vllm_keeper import VllmKeeper
+from vecfleet.worker.vllm_requests import number_of, request_name
 
 CHUNK_TEXTS = 128
 _PROBE = "Is anybody there?"
@@ -85,7 +86,7 @@ class VllmEngine:
             for priority in Priority
         }
         self._tasks: set[asyncio.Task[None]] = set()
-        self._number = 0
+        self._serial = 0
         self._closed = False
         self._keeper = VllmKeeper(files, plan, self._counters.on_finished)
         # After a death: calls that are suspects, one of which runs at a time, and all others wait.
@@ -288,16 +289,16 @@ class VllmEngine:
         asked: list[tuple[_Text, Asked]],
     ) -> None:
         """Let texts wait in vLLM, adding to ``asked``."""
-        kind = "i" if call.priority is Priority.INTERACTIVE else "b"
         total = sum(text.length for text in texts)
         for text in texts:
-            self._number += 1
+            self._serial += 1
             if call.priority is Priority.INTERACTIVE:
                 number = self._clock.interactive(total)
             else:
                 number = self._clock.bulk(text.length)
             try:
-                one = await core.ask(f"{kind}{number}-{self._number}", text.tokens, number)
+                name = request_name(call.priority, number, self._serial)
+                one = await core.ask(name, text.tokens, number)
             except TextRefusedError as error:
                 self._fail(call, text, error)
                 continue
@@ -312,8 +313,7 @@ class VllmEngine:
             text.done = True
             self._counters.computed(call.priority, text.length - spared)
             self._counters.forget(text.length)
-            number = int(one.request_id[1:].partition("-")[0])
-            self._clock.done(call.priority, number, text.length)
+            self._clock.done(call.priority, number_of(one.request_id), text.length)
             if not np.isfinite(row).all():
                 call.failures[text.place] = ArithmeticError("the model returned NaN")
 
@@ -373,8 +373,10 @@ class VllmEngine:
     async def _probe(self) -> None:
         core = self._keeper.living()
         (probe,) = self._tokenizer.texts([_PROBE], truncate=True)
-        self._number += 1
-        await core.result(await core.ask(f"i0-{self._number}", probe.payload, 0))
+        self._serial += 1
+        await core.result(
+            await core.ask(request_name(Priority.INTERACTIVE, 0, self._serial), probe.payload, 0)
+        )
 
 
 def _failure(failures: dict[int, Exception]) -> EngineFailed:
