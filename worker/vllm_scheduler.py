@@ -27,9 +27,11 @@ if _starter is not None and _starter.pid is not None:
 class QueriesFirst(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler, with a smaller budget for steps that have queries."""
 
+    max_num_scheduled_tokens: int
+
     def schedule(self, *args: Any, **given: Any) -> SchedulerOutput:
         """See vLLM."""
-        full: int = self.max_num_scheduled_tokens
+        full = self.max_num_scheduled_tokens
         queries = self._query_tokens()
         if queries:
             begun = sum(r.num_tokens - r.num_computed_tokens for r in self.running)

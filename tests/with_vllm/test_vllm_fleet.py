@@ -99,6 +99,13 @@ async def test_a_pool_leaves_no_process_of_vllm_and_no_text_behind(fleet):
     await asyncio.to_thread(all_ended, pids)
 
 
+async def test_a_lone_worker_that_is_killed_takes_vllm_along(fleet):
+    worker = fleet.start_worker()
+    pids = engine_pids(worker)
+    os.kill(worker.pid, signal.SIGKILL)
+    await asyncio.to_thread(all_ended, pids)
+
+
 def workers_of(pool: Process) -> list[int]:
     return [child.pid for child in psutil.Process(pool.pid).children()]
 
