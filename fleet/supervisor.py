@@ -65,6 +65,7 @@ class _Child:
     failures: int = 0  # since it last ran steadily
     failed_starts: int = 0  # since it was last ready
     is_ready: bool = False
+    has_been_ready: bool = False  # so it can run: whatever ends it now may pass
     has_turn: bool = False
 
 
@@ -94,7 +95,7 @@ class Supervisor:
         """The children with these process ids are at work; whose turn it was lets the next go."""
         for child in self._children():
             if not child.is_ready and child.process is not None and child.process.pid in pids:
-                child.is_ready = True
+                child.is_ready = child.has_been_ready = True
                 child.failed_starts = 0
                 self._end_turn(child)
                 self._on_event("ready", child.spec.name)
@@ -251,6 +252,8 @@ class Supervisor:
     def _is_hopeless(self, child: _Child, code: int) -> bool:
         name = child.spec.name
         error: VecfleetError | None = None
+        if child.has_been_ready:
+            return False
         if code == EXIT_CONFIG:
             error = ConfigError(f"{name} cannot start as it is told to; its own message tells why")
         elif not self._settled and child.failed_starts >= child.spec.max_failed_starts:
