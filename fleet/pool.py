@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TextIO
 
 import click
@@ -29,6 +30,7 @@ from vecfleet.fleet.worker_plan import (
     PlannedModel,
     PlannedWorker,
     choose_gpus,
+    gpus_a_model,
     group_gpus,
     plan_pool,
 )
@@ -60,6 +62,14 @@ def sized(model: str, settings: Settings) -> PlannedModel:
     return PlannedModel(model, weight_bytes(model) if has_files else None)
 
 
+def group_size(models: Sequence[PlannedModel], gpus: Sequence[Gpu], settings: Settings) -> int:
+    """How many GPUs hold a model together: as asked, or as it needs where vLLM can spread it."""
+    if settings.tensor_parallel_size is not None:
+        return settings.tensor_parallel_size
+    can_spread = settings.engine in ("auto", "vllm") and find_spec("vllm") is not None
+    return gpus_a_model(models, gpus) if can_spread and gpus else 1
+
+
 def plan(options: PoolOptions, present: Sequence[Gpu] | None = None) -> list[PlannedWorker]:
     """The workers that ``options`` ask for; raises ``ConfigError`` that says what is wrong."""
     settings = options.settings
@@ -70,8 +80,8 @@ def plan(options: PoolOptions, present: Sequence[Gpu] | None = None) -> list[Pla
     if len(set(options.models)) < len(options.models):
         raise ConfigError("a model is named twice; --replicas-per-gpu runs it several times")
     gpus = choose_gpus(options.gpus, read_gpus() if present is None else present)
-    groups = group_gpus(gpus, settings.tensor_parallel_size or 1)
     models = [sized(model, settings) for model in options.models]
+    groups = group_gpus(gpus, group_size(models * options.replicas, gpus, settings))
     return plan_pool(models, groups, options.replicas, settings.gpu_memory_utilization)
 
 
@@ -94,7 +104,11 @@ def worker_specs(
         if one.gpus:
             # By UUID: unlike a number, it means the same GPU to everybody who reads it.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in one.gpus)
-            update = {"device": "cuda", "gpu_memory_utilization": one.memory_share}
+            update = {
+                "device": "cuda",
+                "gpu_memory_utilization": one.memory_share,
+                "tensor_parallel_size": len(one.gpus) if len(one.gpus) > 1 else None,
+            }
             chosen = settings.model_copy(update=update)
         arguments = ["--model", one.model, "--niceness", str(niceness)]
         if one.model in served_names:

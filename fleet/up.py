@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import FLEET_FILE, Settings
 from vecfleet.fleet.console import FLEET, Console, log_line
 from vecfleet.fleet.machine import answers, check_port, locked
-from vecfleet.fleet.pool import sized, worker_specs
+from vecfleet.fleet.pool import group_size, sized, worker_specs
 from vecfleet.fleet.presence import note_ready
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import (
@@ -34,7 +34,13 @@ from vecfleet.fleet.redis_server import (
     redis_log_line,
 )
 from vecfleet.fleet.supervisor import ChildSpec, OnEvent, Output, Supervisor, stop_on_signals
-from vecfleet.fleet.worker_plan import Group, choose_gpus, group_gpus, plan_workers
+from vecfleet.fleet.worker_plan import (
+    Group,
+    PlannedModel,
+    choose_gpus,
+    group_gpus,
+    plan_workers,
+)
 from vecfleet.worker.machine import read_gpus
 
 _POLL_S = 0.1
@@ -143,9 +149,9 @@ class Fleet:
 
     def _workers(self) -> list[ChildSpec]:
         settings = self._settings
-        groups = _groups(settings)
-        number = self._options.workers or len(groups)
         embedder = sized(settings.model, settings)
+        groups = _groups(settings, [embedder])
+        number = self._options.workers or len(groups)
         placed = [
             ("worker" if number == 1 else f"worker-{n}", embedder, groups[n % len(groups)])
             for n in range(number)
@@ -208,13 +214,13 @@ class Fleet:
         self._output(FLEET, log_line(message))
 
 
-def _groups(settings: Settings) -> list[Group]:
+def _groups(settings: Settings, models: Sequence[PlannedModel]) -> list[Group]:
     """The GPUs that ``--device`` means, as many at a time as a model needs; or the CPU."""
     kind, _, number = settings.device.partition(":")
     if kind not in ("auto", "cuda"):
         return [()]
     gpus = choose_gpus(number or "all", read_gpus())
-    return group_gpus(gpus, settings.tensor_parallel_size or 1)
+    return group_gpus(gpus, group_size(models, gpus, settings))
 
 
 def served_name(model: str) -> str:

@@ -13,6 +13,7 @@ from vecfleet.common.errors import ConfigError
 from vecfleet.worker.machine import Gpu
 
 MAX_SHARE = 0.9  # of a GPU's memory, for all of its workers together
+FIT_MARGIN = 1.2  # of weights: what an engine needs beside them at least
 SPARE_BYTES = 512 << 20  # a worker's driver context, which no engine counts as its own
 
 Group = tuple[Gpu, ...]  # the GPUs that hold one model together; none: the CPU
@@ -75,6 +76,16 @@ def group_gpus(gpus: Sequence[Gpu], size: int) -> list[Group]:
             f"{size} with --gpus, or another --tensor-parallel-size"
         )
     return [tuple(gpus[at : at + size]) for at in range(0, len(gpus), size)]
+
+
+def gpus_a_model(models: Sequence[PlannedModel], gpus: Sequence[Gpu]) -> int:
+    """The fewest GPUs, of a number that comes out even, that hold all ``models`` together."""
+    needed = FIT_MARGIN * sum(model.weight_bytes or 0 for model in models)
+    sizes = [size for size in (1, 2, 4, 8) if size <= len(gpus) and len(gpus) % size == 0]
+    for size in sizes:
+        if needed <= size * MAX_SHARE * min(gpu.total_bytes for gpu in gpus):
+            return size
+    return sizes[-1] if sizes else 1
 
 
 def plan_pool(

@@ -213,7 +213,11 @@ class _Planner:
                 )
             self._say("tensor_parallel_size", "as asked")
             return asked
-        room = min((gpu.free_bytes for gpu in gpus), default=self._machine.free_bytes)
+        share = self._settings.gpu_memory_utilization or 1.0
+        room = min(
+            (min(gpu.free_bytes, int(share * gpu.total_bytes)) for gpu in gpus),
+            default=self._machine.free_bytes,
+        )
         needed = int(weights * FIT_MARGIN)
         sizes = [1] if asked or engine != "vllm" else [n for n in (1, 2, 4, 8) if n <= len(gpus)]
         for size in sizes or [1]:
@@ -246,7 +250,7 @@ class _Planner:
     def _max_num_batched_tokens(self, engine: RunnableEngine, length: int) -> int | None:
         asked = self._settings.max_num_batched_tokens
         # A text that cannot be computed in parts must fit a step.
-        whole = 0 if self._shape.causal or engine == "torch" else length
+        whole = 0 if self._files.computes_in_parts or engine == "torch" else length
         if asked is not None:
             if asked < whole:
                 raise ConfigError(

@@ -11,7 +11,6 @@ from typing import Any
 
 from vecfleet.common.errors import ConfigError
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1}
 _MAX_HEADER_BYTES = 100 << 20  # as the format's own readers allow
 
 
@@ -20,7 +19,6 @@ class ModelShape:
     """Sizes of a transformer."""
 
     parameters: int
-    stored_bytes: int  # of its weights, as stored
     hidden: int
     intermediate: int
     layers: int
@@ -32,30 +30,18 @@ class ModelShape:
         """Keys and values of so many tokens, in all layers."""
         return 2 * self.layers * self.kv_width * item_bytes * tokens
 
-    def activation_bytes(self, tokens: int, item_bytes: int = 2) -> int:
-        """Roughly what a step of so many tokens needs beside the weights.
-
-        The widest point of a layer is its feed-forward block, whose two inner results stand beside
-        the residual stream, its norm and the attention's projections.
-        """
-        widest = 2 * self.intermediate + 4 * self.hidden + 2 * self.kv_width
-        return widest * item_bytes * tokens
-
 
 def read_shape(path: Path, config: dict[str, Any]) -> ModelShape:
     """The shape of the model in ``path``; raises ``ConfigError`` for a damaged weights file."""
-    parameters = stored = 0
+    parameters = 0
     for file in sorted(path.glob("*.safetensors")):
         for tensor in _tensors(file):
-            count = prod(tensor["shape"])
-            parameters += count
-            stored += count * _ITEM_BYTES.get(str(tensor["dtype"]), 2)
+            parameters += prod(tensor["shape"])
     heads = int(config.get("num_attention_heads") or 1)
     hidden = int(config.get("hidden_size") or 0)
     head = int(config.get("head_dim") or hidden // heads)
     return ModelShape(
         parameters=parameters,
-        stored_bytes=stored,
         hidden=hidden,
         intermediate=int(config.get("intermediate_size") or 4 * hidden),
         layers=int(config.get("num_hidden_layers") or 0),

@@ -19,7 +19,6 @@ from vecfleet.worker.model_shape import ModelShape, read_shape
 GIB = 1 << 30
 QWEN3_06B = ModelShape(
     parameters=595_776_512,
-    stored_bytes=1_191_553_024,
     hidden=1024,
     intermediate=3072,
     layers=28,
@@ -27,7 +26,7 @@ QWEN3_06B = ModelShape(
     vocabulary=151_669,
     causal=True,
 )
-MINILM = ModelShape(22_713_216, 90_852_864, 384, 1536, 6, 384, 30_522, causal=False)
+MINILM = ModelShape(22_713_216, 384, 1536, 6, 384, 30_522, causal=False)
 
 
 def files(shape: ModelShape = QWEN3_06B, max_tokens: int = 8192) -> ModelFiles:
@@ -98,6 +97,13 @@ def test_a_model_that_does_not_fit_one_gpu_is_spread_over_several():
     assert (fp8.tensor_parallel_size, fp8.quantization) == (1, "fp8")
 
 
+def test_a_model_must_fit_its_share():
+    large = replace(QWEN3_06B, parameters=30_000_000_000)
+    assert plan(machine(gpu()), large).tensor_parallel_size == 1
+    with pytest.raises(ConfigError, match=r"16\.0 GiB free"):
+        plan(machine(gpu()), large, gpu_memory_utilization=0.2)
+
+
 def test_a_model_that_does_not_fit_the_host_is_refused():
     with pytest.raises(ConfigError, match="take a smaller model"):
         plan(machine(free=1), dtype="float32")
@@ -154,7 +160,7 @@ def test_a_shape_is_read_from_headers_alone(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     config = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     shape = read_shape(tmp_path, {**config, "architectures": ["Qwen3ForCausalLM"]})
-    assert (shape.parameters, shape.stored_bytes) == (201, 404)
+    assert shape.parameters == 201
     assert (shape.kv_width, shape.causal) == (16, True)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 16)
     with pytest.raises(ConfigError, match="damaged"):

@@ -19,6 +19,7 @@ from vecfleet.fleet.worker_plan import (
     PlannedModel,
     PlannedWorker,
     choose_gpus,
+    gpus_a_model,
     group_gpus,
     plan_pool,
     plan_workers,
@@ -263,3 +264,14 @@ def test_on_the_cpu_the_engine_looks_for_itself(monkeypatch: pytest.MonkeyPatch)
     (one,) = specs(options("a"), [])
     assert "CUDA_VISIBLE_DEVICES" not in one.environment
     assert "--device" not in command(one)
+
+
+def test_a_model_takes_as_many_gpus_as_hold_it() -> None:
+    eighty = [Gpu(n, f"GPU-{n}", "H", 80 * GIB, 79 * GIB, (9, 0)) for n in range(4)]
+    small, large, huge = (PlannedModel(str(size), size * GIB) for size in (2, 100, 900))
+    assert gpus_a_model([small], eighty) == 1
+    assert gpus_a_model([large], eighty) == 2
+    assert gpus_a_model([large, large], eighty) == 4
+    assert gpus_a_model([large], eighty[:3]) == 1  # three do not come out even by two
+    assert gpus_a_model([huge], eighty) == 4  # its engine says that it does not fit
+    assert gpus_a_model([PlannedModel("unknown")], eighty) == 1
