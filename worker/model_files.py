@@ -56,6 +56,11 @@ class ModelFiles:
     matryoshka: Matryoshka | None = None  # None: its vectors cannot be cut
 
     @property
+    def computes_in_parts(self) -> bool:
+        """Whether a text may be computed over several steps, as its last token sees all others."""
+        return self.shape.causal and self.pooling in ("last", "")
+
+    @property
     def space(self) -> Space:
         """The space of its vectors, or a reranker's weights in the same form."""
         pooling = self.pooling or self.kind

@@ -117,6 +117,12 @@ def _build(
         width = files.dimension
     elif files.kind == "cross-encoder":
         base, outer = whole.base_model, whole
+        if not hasattr(whole, "classifier"):
+            raise ConfigError(
+                f"{files.name} scores by a head of its own ({type(whole).__name__}), which this "
+                "engine does not run; try the vllm engine",
+                field="model",
+            )
         head = classified(getattr(base, "pooler", None), whole.classifier)
     else:
         base = whole.model

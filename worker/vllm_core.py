@@ -32,7 +32,7 @@ from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
 from vecfleet.worker.tokenizer import Tokens
 
-_KV_STEPS = 4  # steps whose keys and values fit on a CPU, where nothing is kept for long
+_KV_STEPS = 4  # steps whose keys and values are kept on a CPU for common prefixes
 _LEAST_KV_BYTES = 64 << 20
 _END_S = 15.0
 _POOLING = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
@@ -102,7 +102,9 @@ class VllmCore:
                 f"vLLM cannot run {files.name}: {error}"[:600], field="model"
             ) from error
         task = "embed" if files.kind == "embedding" else "classify"
-        return cls(llm, PoolingParams(task=task), files.shape.vocabulary)
+        # Scores come as logits: which activation vLLM would take depends on a model's files.
+        params = PoolingParams(task=task, use_activation=task == "embed")
+        return cls(llm, params, files.shape.vocabulary)
 
     async def ask(self, request_id: str, tokens: Tokens, number: int) -> Asked:
         """Let a text wait for its step; what has the smallest ``number`` goes first.
@@ -137,6 +139,8 @@ class VllmCore:
         except EngineDeadError as error:
             raise CoreDiedError(str(error)) from error
         row: NDArray[np.float32] = output.outputs.data.float().numpy()
+        if self._params.task == "classify":
+            row = relevance(row)
         return row, int(output.num_cached_tokens)
 
     async def forget(self, asked: Iterable[Asked]) -> None:
@@ -164,6 +168,12 @@ class VllmCore:
                 log.warning("vLLM's process %s does not end and is killed", child.name)
                 child.kill()
                 child.join()
+
+
+def relevance(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(1,) in [0, 1] from (1,) or (2,) logits: by sigmoid, by softmax."""
+    score = logits[0] if len(logits) == 1 else logits[1] - logits[0]
+    return np.array([1 / (1 + np.exp(-score))], np.float32)
 
 
 def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> dict[str, Any]:
@@ -204,6 +214,8 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         arguments["gpu_memory_utilization"] = plan.gpu_memory_utilization
     else:
         arguments["enforce_eager"] = True
-        kept = files.shape.kv_bytes(_KV_STEPS * max(step_tokens, plan.max_model_len), 4)
+        item = 4 if plan.dtype == "float32" else 2
+        steps = _KV_STEPS if is_reranker else 1  # kept for the next pairs of a query, or not at all
+        kept = files.shape.kv_bytes(steps * max(step_tokens, plan.max_model_len), item)
         arguments["kv_cache_memory_bytes"] = max(_LEAST_KV_BYTES, kept)
     return arguments

@@ -91,6 +91,7 @@ class VllmEngine:
         self._keeper = VllmKeeper(files, plan, self._counters.on_finished)
         # After a death: calls that are suspects, one of which runs at a time, and all others wait.
         self._suspects = 0
+        self._found_one = False  # a text that vLLM dies of
         self._alone = asyncio.Lock()
         self._calm = asyncio.Event()
         self._calm.set()
@@ -178,7 +179,7 @@ class VllmEngine:
             truncate=truncate,
         )
         rows = await self._submit(pairs, encode, 1, priority, whole=not truncate)
-        return Scores(rows.values[:, -1], rows.tokens, rows.truncated)
+        return Scores(rows.values[:, 0], rows.tokens, rows.truncated)
 
     async def close(self) -> None:
         """See ``Engine.close``."""
@@ -309,7 +310,7 @@ class VllmEngine:
     ) -> None:
         for text, one in asked:
             row, spared = await core.result(one)
-            call.rows.values[text.place] = row[-call.rows.values.shape[1] :]
+            call.rows.values[text.place] = row
             text.done = True
             self._counters.computed(call.priority, text.length - spared)
             self._counters.forget(text.length)
@@ -333,12 +334,14 @@ class VllmEngine:
         try:
             async with self._alone:
                 await self._bisect(call, list(texts))
+                self._found_one |= len(call.failures) > failures
+                if self._suspects == 1:
+                    await self._keeper.settled(explained=self._found_one)
+                    self._found_one = False
         finally:
             self._suspects -= 1
             if not self._suspects:
                 self._calm.set()
-        if len(call.failures) > failures:
-            self._keeper.explained()
 
     async def _bisect(self, call: _Call, texts: list[_Text]) -> None:
         if not texts:
