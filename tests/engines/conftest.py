@@ -19,6 +19,11 @@ def bert_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bare_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.bare_cross_encoder(tmp_path_factory.mktemp("bare-cross-encoder"))
+
+
+@pytest.fixture(scope="session")
 def roberta_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.roberta_cross_encoder(tmp_path_factory.mktemp("roberta-cross-encoder"))
 

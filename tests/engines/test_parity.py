@@ -83,7 +83,7 @@ async def test_last_token_embedding_matches_transformers(kind, qwen3_embedding):
 
 
 @real
-@pytest.mark.parametrize("model", ["bert_reranker", "roberta_reranker"])
+@pytest.mark.parametrize("model", ["bert_reranker", "roberta_reranker", "bare_reranker"])
 async def test_cross_encoder_matches_transformers(kind, model, request):
     folder = request.getfixturevalue(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
