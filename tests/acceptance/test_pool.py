@@ -39,9 +39,18 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def model_of(pid: int) -> str:
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    return command[command.index("--model") + 1]
+def workers_of(pid: int) -> dict[str, int]:
+    """Its workers by model. One that is dead but not yet reaped, or not yet executed, has no
+    command line of its own and is left out."""
+    workers = {}
+    for child in children_of(pid):
+        try:
+            command = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        except FileNotFoundError:
+            continue
+        if "--gpus" not in command and "--model" in command:
+            workers[command[command.index("--model") + 1]] = child
+    return workers
 
 
 def messages(process: Process) -> list[str]:
@@ -67,14 +76,13 @@ def test_both_models_are_served_a_killed_one_comes_back_and_a_stop_drains_both(
     assert any("no GPU here" in message for message in messages(process))
     assert asyncio.run(served(redis_url)) == {"A": 2, "B": 2}
 
-    before = {model_of(pid): pid for pid in children_of(process.pid)}
+    before = workers_of(process.pid)
     assert sorted(before) == ["A", "B"]
     os.kill(before["A"], signal.SIGKILL)
     process.wait_for_line("killed by SIGKILL")
     after = wait_until(
         lambda: (
-            (found := {model_of(pid): pid for pid in children_of(process.pid)}).keys()
-            == before.keys()
+            (found := workers_of(process.pid)).keys() == before.keys()
             and set(found.values()) <= workers_here(redis_url).keys()
             and found
         ),
