@@ -11,6 +11,8 @@ VecfleetError
 │   ├── TooManyItems            400  too_many_items
 │   ├── BodyTooLarge            413  body_too_large
 │   └── BodyTooSlow             408  body_too_slow
+├── Unauthorized                401  unauthorized
+├── Forbidden                   403  forbidden
 ├── NotFound                    404  not_found
 │   ├── UnknownModel            404  model_not_found
 │   ├── UnknownCollection       404  collection_not_found
@@ -167,6 +169,20 @@ class BodyTooSlow(InvalidInput):
     code = "body_too_slow"
     http_status = 408
     retryable = True
+
+
+class Unauthorized(VecfleetError):
+    """Send a valid API key, as Authorization: Bearer KEY or as X-API-Key: KEY."""
+
+    code = "unauthorized"
+    http_status = 401
+
+
+class Forbidden(VecfleetError):
+    """The API key does not have the scope that this takes."""
+
+    code = "forbidden"
+    http_status = 403
 
 
 class NotFound(VecfleetError):

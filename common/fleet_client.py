@@ -111,6 +111,7 @@ class FleetClient:
         truncate: bool = True,
         lane: keys.Lane = "interactive",
         timeout_s: float | None = None,
+        tenant: str = keys.DEFAULT_TENANT,
     ) -> EmbedReply:
         """Vectors of ``texts``, which the caller has checked; long lists are cut into blocks.
 
@@ -125,7 +126,7 @@ class FleetClient:
         options["truncate"] = truncate
         if card.vector_length(dimensions) != card.dimension:
             options["dimensions"] = dimensions
-        queue = keys.embed_queue(card.space, lane)
+        queue = keys.embed_queue(card.space, lane, tenant)
         each = _cost([before]) if before else 0
         calls = [
             _Call(
@@ -150,6 +151,7 @@ class FleetClient:
         truncate: bool = True,
         lane: keys.Lane = "interactive",
         timeout_s: float | None = None,
+        tenant: str = keys.DEFAULT_TENANT,
     ) -> RerankReply:
         """Relevance of each document to ``query``, which the caller has checked."""
         card = await self._card(model, "rerank")
@@ -157,7 +159,7 @@ class FleetClient:
         if instruction:
             payload["instruction"] = instruction
         tokens = _cost(documents) + len(documents) * _cost([query])
-        call = _Call(keys.rerank_queue(card.space, lane), payloads.RERANK, payload, tokens)
+        call = _Call(keys.rerank_queue(card.space, lane, tenant), payloads.RERANK, payload, tokens)
         return RerankReply.from_wire((await self._ask([call], timeout_s))[0])
 
     # Collections

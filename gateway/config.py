@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vecfleet.common import limits
 from vecfleet.common.errors import ConfigError
@@ -39,6 +41,10 @@ class GatewayConfig:
     redis_url: str = field(repr=False)  # may hold a password
     host: str = "127.0.0.1"
     port: int = 8080
+    keys_file: Path | None = None  # the API keys; without it everybody may do everything
+    no_keys: bool = False  # that is meant, also on an address that others reach
+    tls_cert: Path | None = None  # certificates in PEM, the server's own first
+    tls_key: Path | None = None
     embed_model: str | None = None  # where a request names none; None: the only one served
     rerank_model: str | None = None
     collection: str | None = None  # what POST /search reads; None: the only one there is
@@ -52,6 +58,15 @@ class GatewayConfig:
     def checked(self) -> GatewayConfig:
         """The config itself; raises a ``ConfigError`` that names every fault at once."""
         faults = []
+        if self.keys_file is None and not self.no_keys and not is_loopback(self.host):
+            faults.append(
+                f"others reach {self.host or 'every address'}, and there are no API keys: make one "
+                "with `vecfleet keys create`, or say --no-keys behind a proxy that asks for its own"
+            )
+        if self.keys_file is not None and self.no_keys:
+            faults.append("a key file and --no-keys contradict each other")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            faults.append("tls_cert and tls_key go together")
         if not 0 <= self.port <= 65535:
             faults.append(f"port {self.port} is not from 0 to 65535")
         for name in ("timeout_s", "drain_s", "redis_wait_s"):
@@ -67,3 +82,13 @@ class GatewayConfig:
         if faults:
             raise ConfigError("; ".join(faults))
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, or "": every address

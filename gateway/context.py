@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from vecfleet.common.names import new_id
+from vecfleet.gateway.caller import NOBODY, Caller
 
 _SCOPE_KEY = "vecfleet"
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -32,6 +33,8 @@ class RequestContext:
     disconnected: bool = False
     status: int = 0
     error_code: str = ""
+    caller: Caller = NOBODY
+    key_id: str = ""  # of the API key that was sent, good or not
     watch: asyncio.TimerHandle | None = None
     watcher: asyncio.Task[None] | None = None
     headers: Headers = field(default_factory=list)
@@ -81,3 +84,8 @@ def context_of(request: Request) -> RequestContext:
     """The context of the request that a handler answers."""
     context: RequestContext = request.scope[_SCOPE_KEY]
     return context
+
+
+def tenant_of(request: Request) -> str:
+    """The tenant on whose behalf a handler acts."""
+    return context_of(request).caller.tenant

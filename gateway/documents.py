@@ -10,6 +10,7 @@ from starlette.responses import Response
 from vecfleet.common.document import check_document_id
 from vecfleet.common.errors import InvalidInput, QueueFull, UnknownDocument
 from vecfleet.common.names import new_id
+from vecfleet.gateway.context import tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.query import query_only, query_whole
 from vecfleet.gateway.routing import Routes, json_response
@@ -27,7 +28,7 @@ class Documents:
         """The router."""
         path = "/collections/{collection}/documents/{document:path}"
         routes = Routes("documents")
-        routes.add("GET", path, self.read, says="One document")
+        routes.add("GET", path, self.read, says="One document", scopes=("search",))
         routes.add(
             "DELETE",
             path,
@@ -35,13 +36,16 @@ class Documents:
             says="Delete one document",
             query={"version": {"type": "integer", "minimum": 1}},
             status=202,
+            scopes=("ingest",),
         )
         return routes
 
     async def read(self, request: Request) -> Response:
         """The document as stored, with its version."""
         document_id = _id(request)
-        collection = await self._fleet.collection(request.path_params["collection"])
+        collection = await self._fleet.collection(
+            request.path_params["collection"], tenant=tenant_of(request)
+        )
         (found,) = await self._fleet.documents(collection, [document_id])
         if found is None:
             raise UnknownDocument(field="id")
@@ -55,7 +59,9 @@ class Documents:
         query_only(request, frozenset(("version",)))
         version = query_whole(request, "version", 1, _MAX_VERSION)
         document_id = _id(request)
-        collection = await self._fleet.collection(request.path_params["collection"])
+        collection = await self._fleet.collection(
+            request.path_params["collection"], tenant=tenant_of(request)
+        )
         if (version is not None) != (collection.spec.versions == "given"):
             must = "must be left out" if version is not None else "is missing"
             raise InvalidInput(

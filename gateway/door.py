@@ -1,4 +1,4 @@
-"""What every request passes: its id, its clock, its access line, its last error, its client's end.
+"""What every request passes: its id, its key, its clock, its access line, its client's end.
 
 One plain ASGI middleware: a chain of convenient ones costs more than all the rest of the gateway.
 """
@@ -12,11 +12,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vecfleet.common.errors import VecfleetError
+from vecfleet.common.errors import Unauthorized, VecfleetError
 from vecfleet.common.logs import request_id
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.context import RequestContext, begin
 from vecfleet.gateway.errors import answer
+from vecfleet.gateway.identity import identify
+from vecfleet.gateway.keyring import Keyring
 from vecfleet.gateway.metrics import HttpMetrics
 
 log = logging.getLogger("vecfleet.gateway.access")
@@ -29,10 +31,18 @@ _LINGER_S = 2.0
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, bodies: Bodies, metrics: HttpMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        bodies: Bodies,
+        metrics: HttpMetrics,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """Without a ``keyring`` everybody may do everything, as the default tenant."""
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request from its headers to its access line."""
@@ -58,7 +68,10 @@ class Door:
     async def _serve(self, scope: Scope, receive: Receive, send: _Answer) -> None:
         context = send.context
         try:
+            context.caller = identify(scope["headers"], scope["path"], self._keyring, context)
             await self._app(scope, receive, send)
+        except Unauthorized as error:
+            await answer(error, scope["path"], context)(scope, receive, send)
         except asyncio.CancelledError:
             if not context.disconnected:
                 raise
@@ -87,6 +100,8 @@ class Door:
         }
         if context.error_code:
             line["code"] = context.error_code
+        if context.key_id:
+            line["key"] = context.key_id
         log.info("request", extra={"fields": line})
 
 

@@ -11,7 +11,7 @@ from vecfleet.common.payloads import EmbedReply
 from vecfleet.gateway import fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
-from vecfleet.gateway.context import context_of
+from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes
 from vecfleet.gateway.texts import Wishes, check_wishes, one_or_many, wishes
@@ -42,6 +42,7 @@ class Embeddings:
             self.openai,
             says="Embed texts; the OpenAI API's shape",
             body=schemas.EMBEDDINGS,
+            scopes=("embed",),
         )
         routes.add(
             "POST",
@@ -49,6 +50,7 @@ class Embeddings:
             self.tei,
             says="Embed texts; Text Embeddings Inference's shape",
             body=schemas.EMBED,
+            scopes=("embed",),
         )
         return routes
 
@@ -65,7 +67,9 @@ class Embeddings:
         card = await self._fleet.find_model(name, "embed")
         check_wishes(asked, card, texts, self._config.limits)
         with naming_texts("input", alone=isinstance(body["input"], str)):
-            reply = await self._fleet.embed(texts, model=card, truncate=truncate, **asked)
+            reply = await self._fleet.embed(
+                texts, model=card, truncate=truncate, tenant=tenant_of(request), **asked
+            )
         _note(request, reply)
         return openai_answer(reply, encoding)
 
@@ -84,7 +88,9 @@ class Embeddings:
         check_wishes(asked, card, texts, self._config.limits)
         truncate = fields.flag(body, "truncate", False)
         with naming_texts("inputs", alone=isinstance(body["inputs"], str)):
-            reply = await self._fleet.embed(texts, model=card, truncate=truncate, **asked)
+            reply = await self._fleet.embed(
+                texts, model=card, truncate=truncate, tenant=tenant_of(request), **asked
+            )
         _note(request, reply)
         return list_answer(reply)
 

@@ -22,6 +22,7 @@ from vecfleet.common.errors import (
     JobFailed,
     NotFound,
     QueueFull,
+    Unauthorized,
     Unavailable,
     VecfleetError,
 )
@@ -58,6 +59,8 @@ def answer(error: VecfleetError, path: str, context: RequestContext) -> Response
 
 
 def _headers(error: VecfleetError) -> dict[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": 'Bearer realm="vecfleet"'}
     if error.retry_after_s is None and not isinstance(error, QueueFull | Unavailable):
         return {}
     return {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}

@@ -44,7 +44,11 @@ class SubmissionBook(Protocol):
 
 
 class Fleet(Protocol):
-    """``common.fleet_client.FleetClient``."""
+    """``common.fleet_client.FleetClient``.
+
+    Unlike there, ``tenant`` has no default: a route that forgets whom it acts for does not pass
+    the type check.
+    """
 
     @property
     def submissions(self) -> SubmissionBook:
@@ -73,6 +77,7 @@ class Fleet(Protocol):
         instruction: str | None = None,
         dimensions: int | None = None,
         truncate: bool = True,
+        tenant: str,
     ) -> EmbedReply:
         """Vectors of texts."""
         ...
@@ -85,6 +90,7 @@ class Fleet(Protocol):
         model: str | ModelCard | None = None,
         instruction: str = "",
         truncate: bool = True,
+        tenant: str,
     ) -> RerankReply:
         """Relevance of documents to a query."""
         ...
@@ -98,20 +104,21 @@ class Fleet(Protocol):
         recall_target: float = 0.98,
         versions: str = "assigned",
         dimensions: int | None = None,
+        tenant: str,
     ) -> Collection:
         """Create a collection, or find the same one."""
         ...
 
-    async def delete_collection(self, name: str) -> str:
+    async def delete_collection(self, name: str, *, tenant: str) -> str:
         """Delete a collection."""
         ...
 
-    async def collection(self, name: str) -> Collection:
+    async def collection(self, name: str, *, tenant: str) -> Collection:
         """A collection's record."""
         ...
 
-    async def collections(self) -> list[Collection]:
-        """All collections."""
+    async def collections(self, *, tenant: str) -> list[Collection]:
+        """All collections of a tenant."""
         ...
 
     async def collection_stats(self, collection: Collection) -> dict[str, Any]:

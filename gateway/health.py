@@ -1,4 +1,4 @@
-"""GET /health: whether a request could be answered now."""
+"""GET /health and GET /live: whether a request could be answered now; whether anybody is there."""
 
 from __future__ import annotations
 
@@ -11,34 +11,58 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vecfleet.common.errors import VecfleetError
+from vecfleet.common.keys import DEFAULT_TENANT
+from vecfleet.gateway.context import context_of
 from vecfleet.gateway.fleet import Fleet
-from vecfleet.gateway.routing import Routes, json_response
+from vecfleet.gateway.keyring import Keyring
+from vecfleet.gateway.routing import OPEN, Routes, json_response
 
 _TIMEOUT_S = 2.0
 _KEPT_S = 1.0  # probes come often and from many; the search process is asked once a second
 _MAX_COLLECTIONS = 100
 _PAGE_BYTES = 4096
+_FOR_EVERYBODY = ("status", "model_loaded", "index_available", "reason")
 
 
 class Health:
     """The articles' fields, from what workers and the search process say."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, keyring: Keyring | None = None) -> None:
         self._fleet = fleet
+        self._keyring = keyring
         self._kept: tuple[float, int, dict[str, Any]] | None = None
 
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("operation")
-        routes.add("GET", "/health", self.read, says="200 when a model is served, 503 otherwise")
+        routes.add(
+            "GET",
+            "/health",
+            self.read,
+            says="200 when a model is served, 503 otherwise",
+            scopes=OPEN,
+        )
+        routes.add(
+            "GET", "/live", self.live, says="200 while the gateway answers at all", scopes=OPEN
+        )
         return routes
 
     async def read(self, request: Request) -> Response:
-        """``documents_indexed`` counts over all collections."""
+        """``documents_indexed`` counts over all collections.
+
+        Whoever may not see the whole fleet is told only whether it works.
+        """
         now = time.monotonic()
         if self._kept is None or now - self._kept[0] > _KEPT_S:
             self._kept = (now, *await self._look())
-        return json_response(self._kept[2], self._kept[1])
+        _, status, found = self._kept
+        if not context_of(request).caller.is_operator:
+            found = {name: found[name] for name in _FOR_EVERYBODY if name in found}
+        return json_response(found, status)
+
+    async def live(self, request: Request) -> Response:
+        """Asks nobody: Redis may be away, and restarting the gateway would not bring it back."""
+        return json_response({"status": "alive"})
 
     async def _look(self) -> tuple[int, dict[str, Any]]:
         found: dict[str, Any] = {
@@ -71,8 +95,16 @@ class Health:
         found["status"] = "healthy" if found["index_available"] else "degraded"
         return 200, found
 
+    def _tenants(self) -> list[str]:
+        others = self._keyring.tenants() if self._keyring is not None else []
+        return sorted({DEFAULT_TENANT, *others})
+
     async def _documents(self) -> int:
-        collections = (await self._fleet.collections())[:_MAX_COLLECTIONS]
+        collections = [
+            collection
+            for tenant in self._tenants()
+            for collection in await self._fleet.collections(tenant=tenant)
+        ][:_MAX_COLLECTIONS]
         stats = await asyncio.gather(*(self._fleet.collection_stats(c) for c in collections))
         return sum(int(entry.get("documents", 0)) for entry in stats)
 

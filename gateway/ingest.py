@@ -24,6 +24,7 @@ from vecfleet.common.submission import id_of_name
 from vecfleet.gateway import schemas
 from vecfleet.gateway.body import Bodies, ClientGone, parse_json
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
+from vecfleet.gateway.context import tenant_of
 from vecfleet.gateway.errors import BODY
 from vecfleet.gateway.feeder import Feeder
 from vecfleet.gateway.fleet import Fleet
@@ -65,6 +66,7 @@ class Ingest:
             line=schemas.DOCUMENT,
             query={"truncate": {"type": "boolean", "default": True}},
             status=202,
+            scopes=("ingest",),
         )
         return routes
 
@@ -72,7 +74,9 @@ class Ingest:
         """202 with the submission's id; a JSON body is taken whole or not at all."""
         query_only(request, frozenset(("truncate",)))
         truncate = query_flag(request, "truncate", True)
-        collection = await self._fleet.collection(request.path_params["collection"])
+        collection = await self._fleet.collection(
+            request.path_params["collection"], tenant=tenant_of(request)
+        )
         key = request.headers.get("idempotency-key")
         submission = new_id() if key is None else submission_id(collection, key)
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()

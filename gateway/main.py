@@ -17,7 +17,7 @@ from vecfleet.common.errors import ConfigError, RedisUnavailable, Unavailable, V
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.app import create_app
-from vecfleet.gateway.config import GatewayConfig
+from vecfleet.gateway.config import GatewayConfig, is_loopback
 from vecfleet.gateway.protocol import protocol_class
 
 log = logging.getLogger(__name__)
@@ -57,9 +57,12 @@ async def serve(
         async with fleet:
             yield
 
+    app = create_app(fleet, config, opened)
     listener = listener or _listen(config.host, config.port)
     settings = uvicorn.Config(
-        create_app(fleet, config, opened),
+        app,
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
         loop="none",
         http=protocol_class(config.limits),
         ws="none",
@@ -72,8 +75,11 @@ async def serve(
         timeout_keep_alive=int(config.limits.idle_timeout_s),
         timeout_graceful_shutdown=max(1, int(config.drain_s)),
     )
+    _load_tls(settings)
     host, port = listener.getsockname()[:2]
-    log.info("gateway listens on http://%s:%s", host, port)
+    log.info("gateway listens on %s://%s:%s", "https" if settings.is_ssl else "http", host, port)
+    if config.keys_file is None and not is_loopback(config.host):
+        log.warning("no API keys are asked for (--no-keys): whoever reaches this may do everything")
     server = _Server(settings)
     stopper = asyncio.create_task(_stop(server, stop)) if stop is not None else None
     try:
@@ -104,6 +110,15 @@ class _Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def _load_tls(settings: uvicorn.Config) -> None:
+    """Raise ``ConfigError`` for a certificate or key that cannot be used."""
+    try:
+        settings.load()
+    except OSError as error:  # ssl.SSLError is one
+        what = f"{settings.ssl_certfile} and {settings.ssl_keyfile}"
+        raise ConfigError(f"the TLS files {what} cannot be used: {error}") from error
 
 
 async def _wait_for_redis(fleet: FleetClient, wait_s: float) -> None:

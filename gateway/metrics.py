@@ -16,6 +16,7 @@ from starlette.responses import Response
 from vecfleet.common.directory import ServedModel
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.fleet_state import FleetState
+from vecfleet.gateway.context import context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes
 
@@ -84,11 +85,12 @@ class MetricsRoute:
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("operation")
-        routes.add("GET", "/metrics", self.read, says="Prometheus metrics")
+        routes.add("GET", "/metrics", self.read, says="Prometheus metrics", scopes=("admin",))
         return routes
 
     async def read(self, request: Request) -> Response:
         """The gateway's counters, and the fleet's gauges when Redis answers in time."""
+        context_of(request).caller.check_operator()
         text = generate_latest(self._metrics.registry)
         registry = CollectorRegistry()
         try:

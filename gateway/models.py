@@ -10,7 +10,7 @@ from starlette.responses import Response
 from vecfleet.common.directory import ServedModel
 from vecfleet.common.errors import UnknownModel
 from vecfleet.gateway.fleet import Fleet
-from vecfleet.gateway.routing import Routes, json_response
+from vecfleet.gateway.routing import OPEN, Routes, json_response
 
 
 class Models:
@@ -22,8 +22,8 @@ class Models:
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("models")
-        routes.add("GET", "/v1/models", self.list, says="The models that are served")
-        routes.add("GET", "/v1/models/{model:path}", self.read, says="One model")
+        routes.add("GET", "/v1/models", self.list, says="The models that are served", scopes=OPEN)
+        routes.add("GET", "/v1/models/{model:path}", self.read, says="One model", scopes=OPEN)
         return routes
 
     async def list(self, request: Request) -> Response:

@@ -15,7 +15,7 @@ from vecfleet.common.payloads import RerankReply
 from vecfleet.gateway import fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
-from vecfleet.gateway.context import context_of
+from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.embeddings import check_direction
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes, json_response
@@ -63,7 +63,7 @@ class Rerank:
             ("/v2/rerank", self.v2, "Rerank; Cohere's v2 shape", schemas.RERANK_V2),
             ("/rerank", self.plain, "Rerank; TEI's shape or the plain one", schemas.RERANK),
         ):
-            routes.add("POST", path, handler, says=says, body=body)
+            routes.add("POST", path, handler, says=says, body=body, scopes=("rerank",))
         return routes
 
     async def v1(self, request: Request) -> Response:
@@ -185,7 +185,12 @@ class Rerank:
         _check_cut(body, card.max_tokens)
         with naming_texts(field):
             reply = await self._fleet.rerank(
-                str(query), texts, model=card, instruction=instruction or "", truncate=truncate
+                str(query),
+                texts,
+                model=card,
+                instruction=instruction or "",
+                truncate=truncate,
+                tenant=tenant_of(request),
             )
         context_of(request).note_inference(
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)

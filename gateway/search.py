@@ -55,6 +55,7 @@ class Search:
             self.collection,
             says="Search a collection, with reranking at will",
             body=schemas.SEARCH,
+            scopes=("search",),
         )
         routes.add(
             "POST",
@@ -62,6 +63,7 @@ class Search:
             self.plain,
             says="Search the default collection",
             body=schemas.PLAIN_SEARCH,
+            scopes=("search",),
         )
         return routes
 
@@ -74,7 +76,9 @@ class Search:
         threshold = fields.number(body, "threshold", None, -1.0, 1.0)
         exact = fields.flag(body, "exact", False)
         rerank = self._reranking(body)
-        collection = await self._fleet.collection(request.path_params["collection"])
+        collection = await self._fleet.collection(
+            request.path_params["collection"], tenant=context.caller.tenant
+        )
         vector = await self._query_vector(context, collection, body)
         reach = max(top_k, rerank.candidates or 0) if rerank else top_k
         reply = await self._fleet.search(
@@ -87,7 +91,9 @@ class Search:
         }
         results = [_result(hit) for hit in reply.hits[0]]
         if rerank is not None:
-            results = await self._rerank(str(body["query"]), results, rerank, answer)
+            results = await self._rerank(
+                context.caller.tenant, str(body["query"]), results, rerank, answer
+            )
             top_k = rerank.top_n or top_k
         answer["results"] = results[:top_k]
         answer["search_ms"] = reply.search_ms
@@ -102,7 +108,7 @@ class Search:
         top_k = fields.whole(body, "top_k", 10, 1, self._config.limits.max_top_k) or 10
         threshold = fields.number(body, "score_threshold", 0.7, -1.0, 1.0)
         check_text(body.get("query"), "query")
-        collection = await self._default_collection()
+        collection = await self._default_collection(context.caller.tenant)
         vector = await self._query_vector(context, collection, body)
         reply = await self._fleet.search(collection, vector, top_k=top_k, threshold=threshold)
         results = [
@@ -123,10 +129,10 @@ class Search:
             }
         )
 
-    async def _default_collection(self) -> Collection:
+    async def _default_collection(self, tenant: str) -> Collection:
         if self._config.collection is not None:
-            return await self._fleet.collection(self._config.collection)
-        collections = await self._fleet.collections()
+            return await self._fleet.collection(self._config.collection, tenant=tenant)
+        collections = await self._fleet.collections(tenant=tenant)
         if len(collections) == 1:
             return collections[0]
         raise UnknownCollection(
@@ -159,7 +165,11 @@ class Search:
         else:
             prompt = card.prompt_of(instruction=instruction) or ""
         reply = await self._fleet.embed(
-            [str(query)], model=card, prompt=prompt, dimensions=collection.spec.dimension
+            [str(query)],
+            model=card,
+            prompt=prompt,
+            dimensions=collection.spec.dimension,
+            tenant=context.caller.tenant,
         )
         context.note_inference(
             reply.queue_ms, reply.inference_ms, sum(reply.tokens), len(reply.truncated)
@@ -190,7 +200,12 @@ class Search:
         )
 
     async def _rerank(
-        self, query: str, results: list[dict[str, Any]], rerank: Reranking, answer: dict[str, Any]
+        self,
+        tenant: str,
+        query: str,
+        results: list[dict[str, Any]],
+        rerank: Reranking,
+        answer: dict[str, Any],
     ) -> list[dict[str, Any]]:
         card = await self._fleet.find_model(rerank.model, "rerank")
         answer["rerank"] = {"model": card.name, "method": card.rerank_method}
@@ -201,6 +216,7 @@ class Search:
             [result["text"] for result in results],
             model=card,
             instruction=rerank.instruction,
+            tenant=tenant,
         )
         answer["rerank"]["method"] = reply.method
         return [{**results[i], "relevance_score": reply.scores[i]} for i in ranked(reply.scores)]

@@ -7,11 +7,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vecfleet.common.api_keys import Scope
 from vecfleet.common.errors import InvalidName, UnknownSubmission
 from vecfleet.common.names import check_id
 from vecfleet.common.submission import Submission
+from vecfleet.gateway.context import tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes, json_response
+
+_SCOPES: tuple[Scope, ...] = ("ingest",)
 
 
 class SubmissionRoutes:
@@ -24,19 +28,31 @@ class SubmissionRoutes:
         """The router."""
         one = "/submissions/{submission}"
         routes = Routes("submissions")
-        routes.add("GET", one, self.read, says="How far a submission is")
-        routes.add("DELETE", one, self.cancel, says="Cancel a submission")
-        routes.add("POST", f"{one}/cancel", self.cancel, says="Cancel a submission")
+        routes.add("GET", one, self.read, says="How far a submission is", scopes=_SCOPES)
+        routes.add("DELETE", one, self.cancel, says="Cancel a submission", scopes=_SCOPES)
+        routes.add("POST", f"{one}/cancel", self.cancel, says="Cancel a submission", scopes=_SCOPES)
         return routes
 
     async def read(self, request: Request) -> Response:
         """Its state, its counts and the documents that were refused on the way."""
-        found = await self._fleet.submissions.get(_id(request), with_errors=True)
-        return json_response(_entry(found))
+        return json_response(_entry(await self._own(request, with_errors=True)))
 
     async def cancel(self, request: Request) -> Response:
         """What no worker has taken is dropped; what is committed stays."""
-        return json_response(_entry(await self._fleet.submissions.cancel(_id(request))))
+        found = await self._own(request)
+        return json_response(_entry(await self._fleet.submissions.cancel(found.id)))
+
+    async def _own(self, request: Request, *, with_errors: bool = False) -> Submission:
+        """The caller's submission; another tenant's is as unknown as one that never was."""
+        submission_id = _id(request)
+        unknown = f"there is no submission {submission_id}, or it has expired"
+        try:
+            found = await self._fleet.submissions.get(submission_id, with_errors=with_errors)
+        except UnknownSubmission:
+            raise UnknownSubmission(unknown) from None
+        if found.tenant != tenant_of(request):
+            raise UnknownSubmission(unknown)
+        return found
 
 
 def _id(request: Request) -> str:

@@ -25,6 +25,7 @@ from vecfleet.common.errors import (
     UnknownSubmission,
 )
 from vecfleet.common.fleet_state import FleetState, LiveWorker, QueueLoad
+from vecfleet.common.keys import DEFAULT_TENANT
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
@@ -85,6 +86,7 @@ class FakeFleet:
         self.hang = False
         self.cancelled = asyncio.Event()
         self.calls: list[dict[str, Any]] = []
+        self.tenants: list[str] = []  # of each embed and rerank
         self.blocks: list[tuple[str, int, Block]] = []
         self.deleted: list[tuple[str, int | None]] = []
         self.known: dict[str, Collection] = {}
@@ -116,7 +118,9 @@ class FakeFleet:
         instruction: str | None = None,
         dimensions: int | None = None,
         truncate: bool = True,
+        tenant: str,
     ) -> EmbedReply:
+        self.tenants.append(tenant)
         asked = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
         given = {name: value for name, value in asked.items() if value}
         self.calls.append({"texts": texts, "dimensions": dimensions, "truncate": truncate, **given})
@@ -147,7 +151,9 @@ class FakeFleet:
         model: Any = None,
         instruction: str = "",
         truncate: bool = True,
+        tenant: str,
     ) -> RerankReply:
+        self.tenants.append(tenant)
         self.calls.append({"query": query, "documents": documents, "instruction": instruction})
         if self.fail is not None:
             raise self.fail
@@ -165,30 +171,32 @@ class FakeFleet:
         recall_target: float = 0.98,
         versions: Any = "assigned",
         dimensions: int | None = None,
+        tenant: str,
     ) -> Collection:
         card = await self.find_model(model, "embed", live=False)
         length = card.vector_length(dimensions)
         spec = CollectionSpec(
             card.name, card.space, length, policy, recall_target, versions
         ).checked()
-        found = self.known.setdefault(name, Collection(name, "c0ffee" * 5 + "00", spec))
+        fresh = Collection(name, "c0ffee" * 5 + "00", spec, tenant)
+        found = self.known.setdefault(_place(name, tenant), fresh)
         if found.spec != spec:
             raise CollectionConflict
         return found
 
-    async def delete_collection(self, name: str) -> str:
-        uid = (await self.collection(name)).uid
-        del self.known[name]
+    async def delete_collection(self, name: str, *, tenant: str) -> str:
+        uid = (await self.collection(name, tenant=tenant)).uid
+        del self.known[_place(name, tenant)]
         return uid
 
-    async def collection(self, name: str) -> Collection:
+    async def collection(self, name: str, *, tenant: str) -> Collection:
         check_name(name)
-        if name not in self.known:
+        if _place(name, tenant) not in self.known:
             raise UnknownCollection(field="collection")
-        return self.known[name]
+        return self.known[_place(name, tenant)]
 
-    async def collections(self) -> list[Collection]:
-        return list(self.known.values())
+    async def collections(self, *, tenant: str) -> list[Collection]:
+        return [found for found in self.known.values() if found.tenant == tenant]
 
     async def collection_stats(self, collection: Collection) -> dict[str, Any]:
         return {"documents": sum(len(block) for _, _, block in self.blocks), "segments": 1}
@@ -261,6 +269,10 @@ class FakeFleet:
                 block.ids, block.texts, block.metadata, block.versions, strict=True
             )
         ]
+
+
+def _place(name: str, tenant: str) -> str:
+    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
 
 
 @asynccontextmanager

@@ -1,0 +1,67 @@
+"""The API keys that a gateway knows: read from their file again whenever it has changed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vecfleet.common.api_keys import ApiKey, KeySet, read_keys
+from vecfleet.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5  # between two looks at the file: a revoked key is good for so long
+
+_Stamp = tuple[int, int, int, int]
+
+
+class Keyring:
+    """The keys in one file. Looking costs a ``stat`` every half a second, and no thread."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Reads the file; raises ``ConfigError`` when it cannot be read."""
+        self._path = path
+        self._clock = clock
+        self._stamp = _stamp(path)
+        self._keys = read_keys(path)
+        self._looked = clock()
+        self._fault = ""
+
+    def find(self, shown: str) -> ApiKey | None:
+        """The entry of a key that is good now."""
+        self._look()
+        return self._keys.find(shown)
+
+    def tenants(self) -> list[str]:
+        """Everybody who has a key."""
+        self._look()
+        return self._keys.tenants()
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        stamp = _stamp(self._path)
+        if stamp == self._stamp and not self._fault:
+            return
+        try:
+            keys: KeySet = read_keys(self._path)
+        except ConfigError as error:
+            if str(error) != self._fault:
+                log.error("the API keys stay as they were: %s", error)
+            self._fault = str(error)  # it is read again at each look until it is good
+            return
+        self._keys, self._stamp, self._fault = keys, stamp, ""
+        log.info("the API keys were read again", extra={"fields": {"keys": len(keys.entries)}})
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes with the file; None where it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
