@@ -3,6 +3,10 @@
 ``<root>/catalog.db`` has one row a collection; ``<root>/<uid>/<partition>/`` holds a partition. The
 directory is named by the uid alone, never by what a client chose. A deletion is true once the row
 is gone; the files follow when nobody uses them any more, at the latest at the next start.
+
+SQLite has no checksums: the table ``seal`` carries a digest of all rows, and the generation that
+the mark beside the file (commit_mark.py) tells too. So a flipped bit, a lost row and a file that
+went back are noticed when the catalogue is opened.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
 
@@ -26,6 +31,7 @@ from vecfleet.common.errors import (
 )
 from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT
 from vecfleet.common.names import check_name, new_id
+from vecfleet.worker.commit_mark import CommitMark
 from vecfleet.worker.partition_state import PartitionSpec
 from vecfleet.worker.sqlite_file import SqliteFile
 
@@ -37,6 +43,8 @@ CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NU
 CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
     removed INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS seal (one INTEGER PRIMARY KEY CHECK (one = 1),
+    generation INTEGER NOT NULL, digest BLOB NOT NULL);
 INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
 """
 
@@ -44,10 +52,11 @@ INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
 class Catalog:
     """The collections of one aggregator; safe to use from several threads."""
 
-    def __init__(self, root: Path, file: SqliteFile, home: str) -> None:
+    def __init__(self, root: Path, file: SqliteFile, mark: CommitMark, home: str) -> None:
         """Use ``open``."""
         self.root = root
         self._file = file
+        self._mark = mark
         self._db = file.db
         self.home = home
         self._lock = RLock()
@@ -62,24 +71,32 @@ class Catalog:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable(f"{root} cannot be made: {error.strerror}") from error
-        file = SqliteFile(root / FILE_NAME)
+        mark = CommitMark(root / FILE_NAME)
+        try:
+            file = SqliteFile(root / FILE_NAME)
+        except BaseException:
+            mark.close()
+            raise
         try:
             with file.translated():
                 file.db.executescript(_SCHEMA)
                 fault = file.db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise file.corrupt(fault)
-            catalog = cls(root, file, home)
+            catalog = cls(root, file, mark, home)
+            catalog._check_seal()
             catalog.remove_deleted()
         except BaseException:
             file.close()
+            mark.close()
             raise
         return catalog
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         with self._lock:
             self._file.close()
+            self._mark.close()
 
     def create(self, name: str, spec: CollectionSpec, tenant: str = DEFAULT_TENANT) -> Collection:
         """The collection of this name, made if there is none.
@@ -94,7 +111,7 @@ class Catalog:
             if found is None:
                 found = Collection(name, new_id(), spec, tenant, self.home, created_s=time.time())
                 row = (found.uid, tenant, name, msgpack.packb(found.to_wire()))
-                with self._file.transaction():
+                with self._changed():
                     self._db.execute("INSERT INTO collections VALUES (?, ?, ?, ?)", row)
                     self._db.execute("INSERT OR IGNORE INTO tenants VALUES (?)", (tenant,))
             elif found.spec != spec:
@@ -147,7 +164,7 @@ class Catalog:
         """
         with self._used():
             found = self.get(name, tenant)
-            with self._file.transaction():
+            with self._changed():
                 self._db.execute("DELETE FROM collections WHERE uid = ?", (found.uid,))
                 self._db.execute(
                     "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
@@ -180,6 +197,45 @@ class Catalog:
     def _find(self, where: str, *values: str) -> Collection | None:
         row = self._db.execute(f"SELECT record FROM collections WHERE {where}", values).fetchone()
         return None if row is None else Collection.from_wire(msgpack.unpackb(row[0]))
+
+    def _check_seal(self) -> None:
+        """Raise ``CorruptManifest`` unless all is there that was ever committed."""
+        with self._used():
+            row = self._db.execute("SELECT generation, digest FROM seal").fetchone()
+            if row is None and self._mark.generation:
+                raise self._file.corrupt("its collections are gone")
+            if row is None:
+                with self._changed():
+                    return  # it is new
+            generation, digest = row
+            if digest != self._digest(generation):
+                raise self._file.corrupt("its rows do not match their digest")
+            if generation < self._mark.generation:
+                raise self._file.corrupt(
+                    f"it ends with generation {generation}, but {self._mark.generation} was "
+                    "committed: its log is damaged"
+                )
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        """One change of the rows, sealed and marked."""
+        with self._file.transaction():
+            yield
+            last = self._db.execute("SELECT max(generation) FROM seal").fetchone()[0] or 0
+            row = (last + 1, self._digest(last + 1))
+            self._db.execute("INSERT OR REPLACE INTO seal VALUES (1, ?, ?)", row)
+        self._mark.put(last + 1)
+
+    def _digest(self, generation: int) -> bytes:
+        """What the seal of the present rows has to be."""
+        digest = blake2b(b"%d" % generation, digest_size=16)
+        for query in (
+            "SELECT uid, tenant, name, record FROM collections ORDER BY uid",
+            "SELECT uid, deleted_s FROM deleted ORDER BY uid",
+            "SELECT tenant FROM tenants ORDER BY tenant",
+        ):
+            digest.update(msgpack.packb(self._db.execute(query).fetchall()))
+        return digest.digest()
 
     @contextmanager
     def _used(self) -> Iterator[None]:

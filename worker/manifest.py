@@ -11,7 +11,8 @@ applied    digests of the shards that were applied, the last ``MAX_APPLIED`` of 
 SQLite has no checksums, so each row of the first five tables carries one, and ``state`` the
 exclusive-or of them all: a flipped bit or a lost row is noticed when the manifest is opened.
 ``applied`` has none: versions make a shard that is applied twice harmless, the table merely saves
-the work.
+the work. A manifest that went back, because its log was damaged or cut, is told by its mark
+(commit_mark.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import msgpack
 import numpy as np
 
 from vecfleet.common.errors import SpaceMismatch, StaleWriter, Unavailable
+from vecfleet.worker.commit_mark import CommitMark
 from vecfleet.worker.durable import CrashPoint, no_crash
 from vecfleet.worker.partition_state import (
     Change,
@@ -57,6 +59,8 @@ CREATE TABLE applied (sequence INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
 class Manifest(SqliteFile):
     """A partition's manifest; use ``open`` or ``open_to_read``."""
 
+    _mark: CommitMark | None = None  # the writer's
+
     @classmethod
     def open(cls, directory: Path, spec: PartitionSpec, token: int) -> Manifest:
         """Open the manifest for writing, creating it where there is none, and take it over.
@@ -68,8 +72,11 @@ class Manifest(SqliteFile):
         path = directory / FILE_NAME
         manifest = cls(path)
         try:
+            manifest._mark = CommitMark(path)
             with manifest.transaction():
                 if not manifest._has_tables():
+                    if any(directory.glob("seg-*.seg")):
+                        raise manifest.corrupt("it is empty, and there are segments beside it")
                     manifest._create(spec, token)
             manifest.check()
             manifest._take_over(spec, token)
@@ -77,6 +84,12 @@ class Manifest(SqliteFile):
             manifest.close()
             raise
         return manifest
+
+    def close(self) -> None:
+        """Close the connection, and the mark."""
+        super().close()
+        if self._mark is not None:
+            self._mark.close()
 
     @classmethod
     def open_to_read(cls, directory: Path) -> Manifest:
@@ -156,6 +169,8 @@ class Manifest(SqliteFile):
             state = self._read_state()
             crash("before commit")
         crash("committed")
+        if self._mark is not None:
+            self._mark.put(state.generation)
         return state
 
     # -- inside a transaction -------------------------------------------------------------------
@@ -239,6 +254,11 @@ class Manifest(SqliteFile):
                 )
             if record["token"] > token:
                 raise StaleWriter()
+            if self._mark is not None and record["generation"] < self._mark.generation:
+                raise self.corrupt(
+                    f"it ends with generation {record['generation']}, but "
+                    f"{self._mark.generation} was committed: its log is damaged"
+                )
             self._put_state({**record, "token": token, "spec": astuple(spec)})
 
     def _put_state(self, record: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from vecfleet.common.errors import (
     Unavailable,
     VecfleetError,
 )
+from vecfleet.worker.commit_mark import MARK_SUFFIX
 from vecfleet.worker.digest import shard_key
 from vecfleet.worker.durable import CrashPoint, file_crc, no_crash
 from vecfleet.worker.index_policy import DEFAULT_THRESHOLDS, Thresholds
@@ -371,7 +372,8 @@ class PartitionWriter:
 
     def _remove_leftovers(self) -> None:
         kept = self._state.files | {path.name for path in self._orphans}
-        kept |= {FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", f"{FILE_NAME}-journal"}
+        kept |= {FILE_NAME, *(f"{FILE_NAME}-{end}" for end in ("wal", "shm", "journal"))}
+        kept.add(Path(FILE_NAME).with_suffix(MARK_SUFFIX).name)
         for path in self.directory.iterdir():
             if path.name not in kept and path.is_file():
                 path.unlink(missing_ok=True)

@@ -76,7 +76,8 @@ def finish(directory: Path, token: int) -> None:
     writer = open_writer(directory, 10**9)
     assert settle(writer) == []
     names = {path.name for path in directory.iterdir()}
-    assert names - writer.state.files <= {"manifest.db", "manifest.db-wal", "manifest.db-shm"}
+    manifest = {"manifest.db", "manifest.db-wal", "manifest.db-shm", "manifest.mark"}
+    assert names - writer.state.files <= manifest
     writer.close()
 
 

@@ -86,8 +86,7 @@ def test_delete_removes_the_directory_and_frees_the_name(catalog):
 
 def test_a_deletion_that_was_interrupted_is_finished_at_the_next_start(catalog, tmp_path):
     made = catalog.create("docs", SPEC)
-    catalog._db.execute("DELETE FROM collections")
-    catalog._db.execute("INSERT INTO deleted VALUES (?, 0, 0)", (made.uid,))
+    catalog.delete("docs")
     catalog.directory(made).mkdir(parents=True)
     catalog.close()
     again = Catalog.open(tmp_path)
@@ -115,3 +114,48 @@ def test_a_damaged_catalogue_is_named(tmp_path):
     path.write_bytes(b"x" * 4096 + path.read_bytes()[4096:])
     with pytest.raises(CorruptManifest, match="catalog"):
         Catalog.open(tmp_path)
+
+
+def flip_in_record(path, uid):
+    """Another bit in what the catalogue keeps of a collection, past SQLite's own checks."""
+    data = path.read_bytes()
+    at = data.index(b"space", data.index(uid.encode()))
+    path.write_bytes(data[: at + 6] + bytes([data[at + 6] ^ 1]) + data[at + 7 :])
+
+
+def test_a_catalogue_with_a_flipped_bit_is_not_believed(tmp_path):
+    catalog = Catalog.open(tmp_path)
+    made = catalog.create("docs", SPEC)
+    catalog.close()
+    flip_in_record(tmp_path / FILE_NAME, made.uid)
+    with pytest.raises(CorruptManifest, match="do not match"):
+        Catalog.open(tmp_path)
+
+
+def test_a_catalogue_that_went_back_is_not_believed(tmp_path):
+    """Neither one whose last change is gone with its log, nor one that is empty."""
+    catalog = Catalog.open(tmp_path)
+    catalog.create("docs", SPEC)
+    catalog.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    catalog = Catalog.open(tmp_path)
+    catalog.create("more", SPEC)
+    catalog.close()
+    (tmp_path / FILE_NAME).write_bytes(before)
+    with pytest.raises(CorruptManifest, match="generation"):
+        Catalog.open(tmp_path)
+    (tmp_path / FILE_NAME).write_bytes(b"")
+    with pytest.raises(CorruptManifest, match="gone"):
+        Catalog.open(tmp_path)
+
+
+def test_a_catalogue_without_its_mark_is_taken_as_it_is(tmp_path):
+    catalog = Catalog.open(tmp_path)
+    catalog.create("docs", SPEC)
+    catalog.close()
+    (tmp_path / FILE_NAME).with_suffix(".mark").write_bytes(b"damaged")
+    again = Catalog.open(tmp_path)
+    assert [c.name for c in again.list()] == ["docs"]
+    again.create("more", SPEC)
+    again.close()
+    Catalog.open(tmp_path).close()

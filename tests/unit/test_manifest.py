@@ -194,3 +194,56 @@ def test_a_cut_manifest_is_noticed(tmp_path, length):
     (tmp_path / FILE_NAME).write_bytes(data[:length])
     with pytest.raises((CorruptManifest, Unavailable)):
         Manifest.open_to_read(tmp_path).check()
+
+
+def _opened_after(tmp_path, change):
+    """Two commits in SQLite's log, as a kill leaves them, and ``change(folder)`` after it."""
+    writer = Manifest.open(tmp_path / "live", SPEC, 1)
+    writer.commit(1, Change(add_segments=[entry(1)]))
+    writer.commit(1, Change(add_segments=[entry(2)]))
+    shutil.copytree(tmp_path / "live", tmp_path / "left")
+    writer.close()
+    change(tmp_path / "left")
+    return Manifest.open(tmp_path / "left", SPEC, 2)
+
+
+def test_a_damaged_log_is_not_taken_for_one_that_a_crash_cut(tmp_path):
+    (tmp_path / "live").mkdir()
+
+    def flip_in_the_last_commit(folder):
+        log = folder / "manifest.db-wal"
+        data = bytearray(log.read_bytes())
+        data[-100] ^= 1
+        log.write_bytes(data)
+
+    with pytest.raises(CorruptManifest, match="generation 1, but 2 was committed"):
+        _opened_after(tmp_path, flip_in_the_last_commit)
+
+
+@pytest.mark.parametrize("keep", [0, 4096])
+def test_a_log_that_was_cut_is_noticed(tmp_path, keep):
+    (tmp_path / "live").mkdir()
+
+    def cut(folder):
+        log = folder / "manifest.db-wal"
+        log.write_bytes(log.read_bytes()[:keep])
+
+    with pytest.raises(CorruptManifest):
+        _opened_after(tmp_path, cut)
+
+
+def test_a_mark_that_is_damaged_or_behind_changes_nothing(tmp_path):
+    (tmp_path / "live").mkdir()
+    _opened_after(tmp_path, lambda folder: (folder / "manifest.mark").write_bytes(b"x")).close()
+    manifest = Manifest.open(tmp_path / "left", SPEC, 3)
+    assert manifest.state().generation == 2
+    manifest.close()
+
+
+def test_an_empty_manifest_beside_segments_is_not_taken_for_a_new_one(tmp_path):
+    """Else the writer would begin anew and remove the segments that nobody names."""
+    (tmp_path / FILE_NAME).write_bytes(b"")
+    (tmp_path / "seg-00000001-1.seg").write_bytes(b"rows")
+    with pytest.raises(CorruptManifest, match="segments"):
+        Manifest.open(tmp_path, SPEC, 1)
+    assert (tmp_path / "seg-00000001-1.seg").exists()

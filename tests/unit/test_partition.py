@@ -110,6 +110,7 @@ def test_leftovers_are_removed_when_the_partition_is_opened(writer, tmp_path):
         "manifest.db",
         "manifest.db-wal",
         "manifest.db-shm",
+        "manifest.mark",
         "seg-00000001-1.seg",
     }
     assert again.stats().documents == 1
