@@ -12,6 +12,7 @@ from vecfleet.common import limits
 from vecfleet.common.errors import (
     EmptyText,
     InvalidInput,
+    PoisonText,
     TextsTooLong,
     TextTooLong,
     TooManyItems,
@@ -74,7 +75,7 @@ def naming_texts(field_name: str, *, alone: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except TextsTooLong as error:
+    except (TextsTooLong, PoisonText) as error:
         raise error.named(field_name, alone=alone) from error
 
 

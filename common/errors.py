@@ -30,6 +30,7 @@ VecfleetError
 ├── JobCancelled                409  job_cancelled
 ├── JobFailed                   500  job_failed
 │   └── EngineFailed            500  engine_failed           (carries indices)
+│       └── PoisonText          422  poison_text             (carries indices)
 ├── CorruptData                 500  corrupt_data
 │   ├── CorruptPayload          400  corrupt_payload
 │   ├── CorruptShard            500  corrupt_shard
@@ -301,6 +302,31 @@ class EngineFailed(JobFailed):
         self.indices = tuple(indices)
 
 
+class PoisonText(EngineFailed):
+    """The worker died each time that it computed this text; it is not tried again."""
+
+    code = "poison_text"
+    http_status = 422  # a client that tried it again, as many do after a 500, would kill more
+
+    def to_wire(self) -> dict[str, Any]:
+        """With ``indices``, where there are any."""
+        wire = super().to_wire()
+        return {**wire, "indices": list(self.indices)} if self.indices else wire
+
+    def moved(self, by: int) -> PoisonText:
+        """The error of a call whose texts stand ``by`` places further on."""
+        places = [by + place for place in self.indices]
+        return PoisonText(self.message, indices=places, field=self.field)
+
+    def named(self, field: str, *, alone: bool = False) -> PoisonText:
+        """The error for who gave the texts as the list ``field``, or as ``field`` itself."""
+        if self.field is not None or not self.indices:
+            return self
+        first = field if alone else f"{field}[{self.indices[0]}]"
+        message = f"the worker died each time that it computed {first}; it is not tried again"
+        return PoisonText(message, indices=self.indices, field=first)
+
+
 class CorruptData(VecfleetError):
     """Stored data does not match its checksum."""
 
@@ -365,6 +391,6 @@ def from_wire(wire: dict[str, Any]) -> VecfleetError:
         field=wire.get("field"),
         retry_after_s=None if retry_after is None else float(retry_after),
     )
-    if isinstance(error, TextsTooLong):
+    if isinstance(error, TextsTooLong | PoisonText):
         error.indices = tuple(wire.get("indices", ()))
     return error

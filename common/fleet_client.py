@@ -16,7 +16,13 @@ from vecfleet.common import codec, keys, limits, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
-from vecfleet.common.errors import NoWorker, QueueFull, TextsTooLong, VecfleetError
+from vecfleet.common.errors import (
+    NoWorker,
+    PoisonText,
+    QueueFull,
+    TextsTooLong,
+    VecfleetError,
+)
 from vecfleet.common.fleet_state import FleetState, read_fleet_state
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name, new_id
@@ -414,7 +420,7 @@ class FleetClient:
         try:
             body: dict[str, Any] = await self.box.wait(job.id, future, timeout_s)
             return body
-        except TextsTooLong as error:
+        except (TextsTooLong, PoisonText) as error:
             raise error.moved(call.first) from error
 
     async def _abandon(
