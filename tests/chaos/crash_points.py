@@ -1,0 +1,152 @@
+"""Where a process can be told to die: named steps of the product, found from outside.
+
+The product has no hooks for this. A point names a method, which is wrapped, or a step that the
+index tells the ``CrashPoint`` it is given. A name that wraps nothing is an error, so that a method
+which was renamed in the product does not quietly turn a test into one that tests nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_WRITER = "vecfleet.worker.partition:PartitionWriter.open"
+_LEDGER = "vecfleet.worker.ledger:Ledger"
+_QUEUES = "vecfleet.common.queue_client:QueueClient"
+_FLEET = "vecfleet.common.fleet_client:FleetClient"
+_BOOK = "vecfleet.common.submission:Submissions"
+_JOURNAL = "vecfleet.producer.journal:Journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step at which a process dies."""
+
+    target: str  # module:Class.method
+    when: Literal["before", "after"] = "before"
+    step: str = ""  # of the index's CrashPoint; the target is then what takes one
+    has_work: bool = False  # passes that claim nothing do not count
+
+
+POINTS: dict[str, Point] = {
+    "producer.before_enqueue": Point(f"{_QUEUES}.enqueue"),
+    "producer.after_enqueue": Point(f"{_QUEUES}.enqueue", "after"),
+    "producer.before_done": Point(f"{_JOURNAL}.done"),
+    "producer.after_done": Point(f"{_JOURNAL}.done", "after"),
+    "producer.before_close": Point(f"{_BOOK}.close"),
+    "producer.after_close": Point(f"{_BOOK}.close", "after"),
+    "gateway.before_enqueue": Point(f"{_FLEET}.enqueue_blocks"),
+    "gateway.after_enqueue": Point(f"{_FLEET}.enqueue_blocks", "after"),
+    "gateway.before_close": Point(f"{_BOOK}.close"),
+    "gateway.after_close": Point(f"{_BOOK}.close", "after"),
+    "worker.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", has_work=True),
+    "worker.after_engine": Point("vecfleet.worker.fake_engine:FakeEngine.embed", "after"),
+    "worker.before_settle": Point(f"{_LEDGER}.settle"),
+    "worker.after_settle": Point(f"{_LEDGER}.settle", "after"),
+    "aggregator.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", has_work=True),
+    "aggregator.segment_written": Point(_WRITER, step="written"),
+    "aggregator.segment_fsynced": Point(_WRITER, step="synced"),
+    "aggregator.segment_renamed": Point(_WRITER, step="renamed"),
+    "aggregator.before_commit": Point(_WRITER, step="before commit"),
+    "aggregator.manifest_committed": Point(_WRITER, step="committed"),
+    "aggregator.before_settle": Point(f"{_LEDGER}.settle"),
+    "aggregator.after_settle": Point(f"{_LEDGER}.settle", "after"),
+}
+
+
+def role_of(name: str) -> str:
+    """The role that a point belongs to."""
+    return name.partition(".")[0]
+
+
+def find(target: str) -> tuple[type, str, Any]:
+    """The class, the name and the function that ``target`` names; raises ``LookupError``."""
+    module_name, _, path = target.partition(":")
+    class_name, _, method = path.partition(".")
+    owner = getattr(importlib.import_module(module_name), class_name, None)
+    function = inspect.getattr_static(owner, method, None) if owner is not None else None
+    if function is None:
+        raise LookupError(f"there is no {target}: the product has changed, change the harness too")
+    return owner, method, function
+
+
+def install(name: str, nth: int) -> None:
+    """Have this process kill itself with SIGKILL at the ``nth`` pass of point ``name``."""
+    if name not in POINTS:
+        raise LookupError(f"{name} is no crash point; there are: {', '.join(POINTS)}")
+    point = POINTS[name]
+    passes = _Passes(nth)
+    owner, method, function = find(point.target)
+    if point.step:
+        _give_crash_point(owner, method, function, point.step, passes)
+    else:
+        setattr(owner, method, _wrapped(function, point, passes))
+
+
+class _Passes:
+    """Counts, and ends the process at the last one."""
+
+    def __init__(self, nth: int) -> None:
+        self._left = nth
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wrapped(function: Any, point: Point, passes: _Passes) -> Callable[..., Any]:
+    before = point.when == "before"
+
+    def counts(result: Any) -> bool:
+        jobs = result[0] if isinstance(result, tuple) else result
+        return not point.has_work or bool(jobs)
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **options: Any) -> Any:
+            if before:
+                passes()
+            result = await function(*args, **options)
+            if not before and counts(result):
+                passes()
+            return result
+
+        return call_async
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if before:
+            passes()
+        result = function(*args, **options)
+        if not before and counts(result):
+            passes()
+        return result
+
+    return call
+
+
+def _give_crash_point(owner: type, method: str, function: Any, step: str, passes: _Passes) -> None:
+    opened = function.__func__  # a classmethod
+    if "crash" not in inspect.signature(opened).parameters:
+        raise LookupError(f"{owner.__name__}.{method} takes no crash point any more")
+
+    def crash(reached: str) -> None:
+        if reached == step:
+            passes()
+
+    @functools.wraps(opened)
+    def call(cls: type, *args: Any, **options: Any) -> Any:
+        return opened(cls, *args, **{**options, "crash": crash})
+
+    setattr(owner, method, classmethod(call))

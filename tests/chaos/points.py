@@ -1,0 +1,61 @@
+"""Every crash point in turn: a process dies there, its next life goes on, and nothing is wrong."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from chaos.crash_points import POINTS, role_of
+from chaos.fleet import Fleet, Plan
+from chaos.oracle import examine
+from chaos.run import QUIET_S, Outcome, end_clients, strange_ends
+
+_FIRES_WITHIN_S = 30.0
+_TICK_S = 0.02
+_PLAN = Plan(workers=2, aggregators=1, producers=1, http_clients=1, given_share=False)
+
+
+def sweep(
+    folder: Path, *, seed: int, times: int = 1, points: Sequence[str] = (), plan: Plan = _PLAN
+) -> Outcome:
+    """Let a process die ``times`` times at each of ``points``, in an order drawn from the seed.
+
+    A point that is not reached is a failure: the harness and the product have come apart.
+    """
+    outcome = Outcome()
+    began = time.monotonic()
+    chance = random.Random(f"points/{seed}")
+    order = [point for point in points or POINTS for _ in range(times)]
+    chance.shuffle(order)
+    with Fleet(folder, replace(plan, seed=seed)) as fleet:
+        for point in order:
+            _die_at(fleet, point, chance, outcome)
+        outcome.failures += end_clients(fleet)
+        outcome.take(examine(fleet, quiet_s=QUIET_S))
+        outcome.failures += strange_ends(fleet)
+    outcome.kills = Counter(role_of(point) for point in outcome.fired.elements())
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _die_at(fleet: Fleet, point: str, chance: random.Random, outcome: Outcome) -> None:
+    victim = chance.choice(fleet.of(role_of(point)))
+    life = victim.life
+    victim.kill()
+    victim.wait(10.0)
+    victim.start(crash_at=point, nth=chance.randint(1, 2))
+    end = time.monotonic() + _FIRES_WITHIN_S
+    while victim.life == life + 1:
+        fleet.tend()
+        if time.monotonic() > end:
+            outcome.failures.append(f"nobody came to the crash point {point}")
+            victim.kill()
+            victim.wait(10.0)
+            victim.start()
+            return
+        time.sleep(_TICK_S)
+    outcome.fired[point] += 1
