@@ -11,7 +11,7 @@ from vecfleet.common.api_keys import Scope
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.names import check_name
-from vecfleet.gateway import fields, schemas
+from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.fleet import Fleet
@@ -33,23 +33,41 @@ class Collections:
         one = "/collections/{collection}"
         routes = Routes("collections")
         readers: tuple[Scope, ...] = ("search", "ingest", "admin")
-        routes.add("GET", "/collections", self.list, says="All collections", scopes=readers)
+        routes.add(
+            "GET",
+            "/collections",
+            self.list,
+            says="All collections",
+            scopes=readers,
+            answer=answers.COLLECTIONS,
+        )
         routes.add(
             "PUT",
             one,
             self.create,
             says="Create a collection",
             body=schemas.COLLECTION,
+            needs_body=False,
             status=201,
             scopes=("admin",),
+            answer=answers.COLLECTION,
+            links=answers.LINKS_OF_COLLECTION,
         )
-        routes.add("GET", one, self.read, says="A collection and what it holds", scopes=readers)
+        routes.add(
+            "GET",
+            one,
+            self.read,
+            says="A collection and what it holds",
+            scopes=readers,
+            answer=answers.COLLECTION_WITH_STATS,
+        )
         routes.add(
             "DELETE",
             one,
             self.delete,
             says="Delete a collection and its documents",
             scopes=("admin",),
+            answer=answers.COLLECTION_DELETED,
         )
         return routes
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from vecfleet.common.document import check_document_id
 from vecfleet.common.errors import InvalidInput, QueueFull, UnknownDocument
 from vecfleet.common.names import new_id
+from vecfleet.gateway import answers
 from vecfleet.gateway.context import tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.query import query_only, query_whole
@@ -28,7 +29,14 @@ class Documents:
         """The router."""
         path = "/collections/{collection}/documents/{document:path}"
         routes = Routes("documents")
-        routes.add("GET", path, self.read, says="One document", scopes=("search",))
+        routes.add(
+            "GET",
+            path,
+            self.read,
+            says="One document",
+            scopes=("search",),
+            answer=answers.DOCUMENT,
+        )
         routes.add(
             "DELETE",
             path,
@@ -37,6 +45,8 @@ class Documents:
             query={"version": {"type": "integer", "minimum": 1}},
             status=202,
             scopes=("ingest",),
+            answer=answers.DOCUMENT_DELETED,
+            errors=(409,),
         )
         return routes
 

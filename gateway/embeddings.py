@@ -8,7 +8,7 @@ from starlette.responses import Response
 from vecfleet.common.document import naming_texts
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.payloads import EmbedReply
-from vecfleet.gateway import fields, schemas
+from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
 from vecfleet.gateway.context import context_of, tenant_of
@@ -42,6 +42,8 @@ class Embeddings:
             self.openai,
             says="Embed texts; the OpenAI API's shape",
             body=schemas.EMBEDDINGS,
+            answer=answers.EMBEDDINGS,
+            media=("application/json", "application/octet-stream"),
             scopes=("embed",),
         )
         routes.add(
@@ -50,6 +52,7 @@ class Embeddings:
             self.tei,
             says="Embed texts; Text Embeddings Inference's shape",
             body=schemas.EMBED,
+            answer=answers.EMBED,
             scopes=("embed",),
         )
         return routes

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.keys import DEFAULT_TENANT
+from vecfleet.gateway import answers
 from vecfleet.gateway.context import context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.keyring import Keyring
@@ -41,9 +42,15 @@ class Health:
             self.read,
             says="200 when a model is served, 503 otherwise",
             scopes=OPEN,
+            answer=answers.HEALTH,
         )
         routes.add(
-            "GET", "/live", self.live, says="200 while the gateway answers at all", scopes=OPEN
+            "GET",
+            "/live",
+            self.live,
+            says="200 while the gateway answers at all",
+            scopes=OPEN,
+            answer=answers.LIVE,
         )
         return routes
 

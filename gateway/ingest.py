@@ -21,7 +21,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.logs import fields as log_fields
 from vecfleet.common.names import new_id
 from vecfleet.common.submission import id_of_name
-from vecfleet.gateway import schemas
+from vecfleet.gateway import answers, schemas
 from vecfleet.gateway.body import Bodies, ClientGone, parse_json
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
 from vecfleet.gateway.context import tenant_of
@@ -65,8 +65,11 @@ class Ingest:
             body=schemas.DOCUMENTS,
             line=schemas.DOCUMENT,
             query={"truncate": {"type": "boolean", "default": True}},
+            headers={"Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,256}$"}},
             status=202,
             scopes=("ingest",),
+            answer=answers.INGESTED,
+            links=answers.LINKS_OF_INGEST,
         )
         return routes
 

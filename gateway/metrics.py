@@ -85,7 +85,15 @@ class MetricsRoute:
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("operation")
-        routes.add("GET", "/metrics", self.read, says="Prometheus metrics", scopes=("admin",))
+        routes.add(
+            "GET",
+            "/metrics",
+            self.read,
+            says="Prometheus metrics",
+            scopes=("admin",),
+            answer={"type": "string"},
+            media=("text/plain",),
+        )
         return routes
 
     async def read(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from vecfleet.common.directory import ServedModel
 from vecfleet.common.errors import UnknownModel
+from vecfleet.gateway import answers
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import OPEN, Routes, json_response
 
@@ -22,8 +23,22 @@ class Models:
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("models")
-        routes.add("GET", "/v1/models", self.list, says="The models that are served", scopes=OPEN)
-        routes.add("GET", "/v1/models/{model:path}", self.read, says="One model", scopes=OPEN)
+        routes.add(
+            "GET",
+            "/v1/models",
+            self.list,
+            says="The models that are served",
+            scopes=OPEN,
+            answer=answers.MODELS,
+        )
+        routes.add(
+            "GET",
+            "/v1/models/{model:path}",
+            self.read,
+            says="One model",
+            scopes=OPEN,
+            answer=answers.MODEL,
+        )
         return routes
 
     async def list(self, request: Request) -> Response:

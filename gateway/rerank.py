@@ -12,7 +12,7 @@ from vecfleet.common.document import check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import RerankReply
-from vecfleet.gateway import fields, schemas
+from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
 from vecfleet.gateway.context import context_of, tenant_of
@@ -58,12 +58,21 @@ class Rerank:
     def routes(self) -> Routes:
         """The router."""
         routes = Routes("rerank")
-        for path, handler, says, body in (
-            ("/v1/rerank", self.v1, "Rerank; Cohere's v1 and Jina's shape", schemas.RERANK_V1),
-            ("/v2/rerank", self.v2, "Rerank; Cohere's v2 shape", schemas.RERANK_V2),
-            ("/rerank", self.plain, "Rerank; TEI's shape or the plain one", schemas.RERANK),
-        ):
-            routes.add("POST", path, handler, says=says, body=body, scopes=("rerank",))
+        shapes = (
+            ("/v1/rerank", self.v1, "Rerank; Cohere's v1 and Jina's shape", "RERANK_V1"),
+            ("/v2/rerank", self.v2, "Rerank; Cohere's v2 shape", "RERANK_V2"),
+            ("/rerank", self.plain, "Rerank; TEI's shape or the plain one", "RERANK"),
+        )
+        for path, handler, says, shape in shapes:
+            routes.add(
+                "POST",
+                path,
+                handler,
+                says=says,
+                body=getattr(schemas, shape),
+                answer=getattr(answers, shape),
+                scopes=("rerank",),
+            )
         return routes
 
     async def v1(self, request: Request) -> Response:

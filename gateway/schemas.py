@@ -8,7 +8,7 @@ from vecfleet.common import limits
 
 Schema = dict[str, Any]
 
-_STRING: Schema = {"type": "string"}
+_STRING: Schema = {"type": "string", "minLength": 1}
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "number"}
 _TEXTS: Schema = {"type": "array", "items": _STRING, "minItems": 1}
@@ -17,12 +17,20 @@ _COUNT: Schema = {"type": "integer", "minimum": 1}
 
 
 def _object(*required: str, **properties: Schema) -> Schema:
+    """What is not ``required`` may be null, which says the same as leaving it out."""
     return {
         "type": "object",
         "required": list(required),
-        "properties": properties,
+        "properties": {
+            name: schema if name in required else _or_null(schema)
+            for name, schema in properties.items()
+        },
         "additionalProperties": False,
     }
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _enum(*values: str) -> Schema:

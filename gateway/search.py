@@ -13,7 +13,7 @@ from vecfleet.common.document import check_text
 from vecfleet.common.errors import InvalidInput, UnknownCollection
 from vecfleet.common.payloads import Hit, RerankReply
 from vecfleet.common.vectors import parse_vector
-from vecfleet.gateway import fields, schemas
+from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.config import GatewayConfig
 from vecfleet.gateway.context import RequestContext, context_of
@@ -55,6 +55,7 @@ class Search:
             self.collection,
             says="Search a collection, with reranking at will",
             body=schemas.SEARCH,
+            answer=answers.SEARCH,
             scopes=("search",),
         )
         routes.add(
@@ -63,6 +64,7 @@ class Search:
             self.plain,
             says="Search the default collection",
             body=schemas.PLAIN_SEARCH,
+            answer=answers.PLAIN_SEARCH,
             scopes=("search",),
         )
         return routes

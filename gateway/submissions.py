@@ -11,6 +11,7 @@ from vecfleet.common.api_keys import Scope
 from vecfleet.common.errors import InvalidName, UnknownSubmission
 from vecfleet.common.names import check_id
 from vecfleet.common.submission import Submission
+from vecfleet.gateway import answers
 from vecfleet.gateway.context import tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes, json_response
@@ -28,9 +29,30 @@ class SubmissionRoutes:
         """The router."""
         one = "/submissions/{submission}"
         routes = Routes("submissions")
-        routes.add("GET", one, self.read, says="How far a submission is", scopes=_SCOPES)
-        routes.add("DELETE", one, self.cancel, says="Cancel a submission", scopes=_SCOPES)
-        routes.add("POST", f"{one}/cancel", self.cancel, says="Cancel a submission", scopes=_SCOPES)
+        routes.add(
+            "GET",
+            one,
+            self.read,
+            says="How far a submission is",
+            scopes=_SCOPES,
+            answer=answers.SUBMISSION,
+        )
+        routes.add(
+            "DELETE",
+            one,
+            self.cancel,
+            says="Cancel a submission",
+            scopes=_SCOPES,
+            answer=answers.SUBMISSION,
+        )
+        routes.add(
+            "POST",
+            f"{one}/cancel",
+            self.cancel,
+            says="Cancel a submission",
+            scopes=_SCOPES,
+            answer=answers.SUBMISSION,
+        )
         return routes
 
     async def read(self, request: Request) -> Response:

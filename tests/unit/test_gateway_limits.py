@@ -290,3 +290,21 @@ async def test_openapi_tells_of_every_route():
         transport=httpx.ASGITransport(app=app), base_url="http://gateway"
     ) as client:
         assert (await client.get("/openapi.json")).status_code == 200
+
+
+def test_openapi_declares_what_every_route_answers():
+    document = app_over(FakeFleet()).openapi()
+    schemas = document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            good, *errors = sorted(operation["responses"].items())
+            for content in good[1]["content"].values():
+                assert content["schema"], f"{method} {path} does not say what it answers"
+            told = {code for code, _ in errors}
+            assert "500" in told
+            if path not in ("/health", "/live"):
+                assert {"400", "401", "403", "404", "429", "503", "504"} <= told
+            for code, error in errors:
+                (content,) = error["content"].values()
+                if (path, code) != ("/health", "503"):
+                    assert content["schema"]["$ref"].rpartition("/")[2] in schemas
