@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
 from vecfleet.worker.step_loop import Encoded, OnStep, StepLoop
 
 POISON = "[[poison]]"  # a step that holds such a text fails
+ABORT = "[[abort]]"  # a step that holds such a text kills the process
 NAN = "[[nan]]"  # the row of such a text is NaN
 NO_MEMORY = "[[no-memory]]"  # a step of several texts that holds such a text is out of memory
 
@@ -69,6 +71,8 @@ class _FakeRunner:
             time.sleep(self._settings.step_s)
         rows = np.empty((len(payloads), self.width), np.float32)
         for row, payload in zip(rows, payloads, strict=True):
+            if any(ABORT in text for text in payload):
+                os.abort()
             if any(POISON in text for text in payload):
                 raise RuntimeError("poison")
             if len(payloads) > 1 and any(NO_MEMORY in text for text in payload):
