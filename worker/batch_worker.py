@@ -34,6 +34,7 @@ from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import Counts, Heartbeat, OnEvent, Timing
 from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Release, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
+from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.window import Window
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,12 @@ class BatchWorker:
         timing: Timing | None = None,
         on_event: OnEvent | None = None,
         on_broken: Callable[[], None] | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         """``on_broken`` is called when the engine can do nothing any more: the worker must end.
 
-        ``queues`` is asked before every claim: an aggregator's queues come and go.
+        ``queues`` is asked before every claim: an aggregator's queues come and go. ``quarantine``
+        is the one that the handlers know, where they do.
         """
         self._ledger = ledger
         self._queues = queues
@@ -83,8 +86,7 @@ class BatchWorker:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
-        self._no_suspect = threading.Event()  # cleared while a job whose worker died runs here
-        self._no_suspect.set()
+        self._quarantine = quarantine or Quarantine(ledger, windows)
         self._busy_since: float | None = None
         self._counts = Counts()
         self._heartbeat = Heartbeat(
@@ -137,18 +139,17 @@ class BatchWorker:
         while not self._stopping.is_set():
             if needs_calm and not window.wait_until_empty(_ROOM_WAIT_S):
                 continue
-            room = window.wait_for_room(_ROOM_WAIT_S)
-            if room is None or not self._no_suspect.wait(_ROOM_WAIT_S):
+            if window.wait_for_room(_ROOM_WAIT_S) is None:
                 continue
-            is_alone = window.in_flight[0] == 0
             mine = [name for name in self._queues() if name.lane == lane]
             try:
-                jobs, needs_calm = self._ledger.claim_or_wait(
-                    [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
-                )
-                if jobs:
+                with self._quarantine.claiming(lane, _ROOM_WAIT_S) as may:
+                    if not may:
+                        continue
+                    jobs, needs_calm = self._claim(mine, window)
                     self._take(jobs, window)
-                elif not needs_calm:
+                self._begin(jobs)
+                if not jobs and not needs_calm:
                     self._wait(mine)
                 retries = 0
             except Exception as error:
@@ -158,12 +159,21 @@ class BatchWorker:
                 self._pause(error, retries)
                 retries += 1
 
+    def _claim(
+        self, mine: Sequence[keys.QueueName], window: Window
+    ) -> tuple[list[ClaimedJob], bool]:
+        room = window.room()
+        if room is None:
+            return [], False
+        is_alone = window.in_flight[0] == 0
+        return self._ledger.claim_or_wait(
+            [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
+        )
+
     def _take(self, jobs: Sequence[ClaimedJob], window: Window) -> None:
         for job in jobs:
             window.take(job.tokens)
-        if any(job.attempts > 1 for job in jobs):
-            self._no_suspect.clear()
-        self._begin(jobs)
+        self._quarantine.take(jobs)
 
     def _wait(self, mine: Sequence[keys.QueueName]) -> None:
         if mine:
@@ -270,9 +280,8 @@ class BatchWorker:
             self._note_idle()
 
     def _give_back(self, job: ClaimedJob) -> None:
+        self._quarantine.give_back(job)
         self._windows[job.queue.lane].give_back(job.tokens)
-        if job.attempts > 1 and not any(r.job.attempts > 1 for r in self._running.values()):
-            self._no_suspect.set()
 
     def _take_counts(self) -> Counts:
         """What was done since the last call."""

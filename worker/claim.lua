@@ -5,7 +5,8 @@
 --       then for each queue: its name, most jobs, most tokens, '1' if the worker has nothing of
 --       its lane in flight
 -- A job whose worker died is a suspect: it is claimed alone, by a worker that has nothing else of
--- its lane in flight, so that if it kills again it takes no neighbours with it.
+-- its lane in flight, so that if it kills again it takes no neighbours with it. vf_at says what of
+-- it is being worked on, '*' for the whole job; worker/quarantine.py goes on from there.
 -- Returns {1 if a suspect waits until nothing is in flight, jobs}, one array a job: id, execution, number of its queue, this claim's time in us, its data,
 --       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
 --       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
@@ -13,7 +14,8 @@
 local LARGE = 16384
 local FIELDS = {
   'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
-  'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl',
+  'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl', 'vf_named', 'vf_condemned',
+  'vf_from',
 }
 local COST, SUB, ATTEMPTS, STATUS, DEADLINE = 1, 4, 9, #FIELDS + 1, #FIELDS + 2
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -41,6 +43,7 @@ local function take(id, queue, job, number)
   redis.call('EXPIRE', 'rq:executions:' .. id, ttl_s + 60)
   redis.call('HSET', key, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
     'worker_name', worker, 'vf_attempts', tonumber(job[ATTEMPTS] or 0) + 1)
+  if tonumber(job[ATTEMPTS] or 0) > 0 then redis.call('HSET', key, 'vf_at', '*') end
   redis.call('PERSIST', key)
   return execution
 end

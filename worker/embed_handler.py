@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,20 @@ from vecfleet.common.errors import (
     EngineBroken,
     EngineFailed,
     InvalidInput,
+    PoisonText,
     SpaceMismatch,
     VecfleetError,
 )
-from vecfleet.common.limits import BLOCK_DOCUMENTS, MAX_INPUTS, MAX_METADATA_BYTES
+from vecfleet.common.limits import (
+    BLOCK_DOCUMENTS,
+    MAX_INPUTS,
+    MAX_METADATA_BYTES,
+    estimate_tokens,
+)
 from vecfleet.worker.engine import Embeddings, Engine, Priority
-from vecfleet.worker.job import Answer, ClaimedJob, Commit, HandOn, Outcome, Refused
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, HandOn, Outcome, Refused
 from vecfleet.worker.matryoshka import shortened
+from vecfleet.worker.quarantine import Quarantine, raise_errors
 from vecfleet.worker.shard import build_shard
 
 _PROBE = "Is anybody there?"
@@ -79,8 +87,9 @@ class _Block:
 class EmbedHandler:
     """Checks payloads, calls the engine, and packs what it says."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, quarantine: Quarantine) -> None:
         self._engine = engine
+        self._quarantine = quarantine
         # Packing a shard takes a millisecond: beside the loop, or every query would wait for it.
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
@@ -99,12 +108,18 @@ class EmbedHandler:
         dimensions = card.vector_length(payload.get("dimensions"))
         prompt = card.prompt_of(**{name: payload.get(name) for name in _PROMPTS})
         started = time.perf_counter()
-        result = await self._engine.embed(
-            texts,
+        embed = partial(
+            self._engine.embed,
             priority=_priority(job),
             prompt=prompt,
             truncate=payload.get("truncate") is not False,
         )
+        if job.condemned:
+            raise PoisonText(indices=job.condemned)  # who waits can do nothing with the others
+        if job.is_suspect:
+            result = _joined(raise_errors(await self._one_by_one(job, texts, embed)))
+        else:
+            result = await embed(texts)
         vectors = shortened(result.vectors, dimensions)
         return Answer(
             {
@@ -129,23 +144,48 @@ class EmbedHandler:
             raise CorruptPayload("a block of documents names its collection and its merge queue")
         dimensions = self._engine.card.vector_length(payload.get("dimensions"))
         block = _parse_block(payload, job.version, dimensions)
-        embeddings, refused = await self._embed_what_can_be(block)
-        rejects = b""
+        embed = self._embed_each if job.is_suspect else self._embed_what_can_be
+        embeddings, refused = await embed(job, block)
+        if refused and job.is_apart:
+            return Failure(refused[0].error)  # it is the dead letter's already, and stays there
         if refused:
-            places = [entry.place for entry in refused]
-            apart = {**block.only(places).to_wire(), "uid": uid, "space": payload["space"]}
-            rejects = codec.pack_call(payloads.EMBED, apart)
-            block = block.without(places)
+            refused = [_with_data(entry, block, payload) for entry in refused]
+            block = block.without([entry.place for entry in refused])
         if not block.ids:
-            body = _merge_body(job.version, 0, refused)
-            return Commit(0, body, refused, rejects)
+            return Commit(0, _merge_body(job.version, 0, refused), refused)
         assert embeddings is not None
         data = await asyncio.get_running_loop().run_in_executor(
             self._packer, self._pack, job.id, block, embeddings
         )
-        return HandOn(job.merge_queue, data, len(block.ids), refused, rejects)
+        return HandOn(job.merge_queue, data, len(block.ids), refused)
 
-    async def _embed_what_can_be(self, block: _Block) -> tuple[Embeddings | None, list[Refused]]:
+    async def _embed_each(
+        self, job: ClaimedJob, block: _Block
+    ) -> tuple[Embeddings | None, list[Refused]]:
+        """Embed a block whose worker died: text by text, those left out that have killed."""
+        embed = partial(self._engine.embed, priority=Priority.BULK, truncate=block.truncate)
+        told = await self._one_by_one(job, block.texts, embed)
+        errors = {i: e for i, e in enumerate(told) if isinstance(e, VecfleetError)}
+        good = [found for found in told if isinstance(found, Embeddings)]
+        failed = [error for error in errors.values() if not isinstance(error, PoisonText)]
+        if not good and failed and isinstance(failed[0], EngineFailed):
+            await self._probe(failed[0])
+        refused = [Refused(i, block.ids[i], _alone(error)) for i, error in errors.items()]
+        if not good:
+            return None, refused
+        result = _joined(good)
+        return replace(result, vectors=shortened(result.vectors, block.dimensions)), refused
+
+    async def _one_by_one(
+        self, job: ClaimedJob, texts: Sequence[str], embed: Callable[..., Awaitable[Embeddings]]
+    ) -> list[Embeddings | EngineFailed | InvalidInput]:
+        return await self._quarantine.one_by_one(
+            job, len(texts), lambda place: embed([texts[place]])
+        )
+
+    async def _embed_what_can_be(
+        self, job: ClaimedJob, block: _Block
+    ) -> tuple[Embeddings | None, list[Refused]]:
         """Embed the block; texts that the engine refuses are told apart and the rest goes on."""
         refused: list[Refused] = []
         left = list(range(len(block.texts)))
@@ -193,6 +233,27 @@ class EmbedHandler:
 
 def _priority(job: ClaimedJob) -> Priority:
     return Priority.INTERACTIVE if job.queue.lane == "interactive" else Priority.BULK
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """One result for texts that were embedded one by one."""
+    return Embeddings(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+    )
+
+
+def _with_data(entry: Refused, block: _Block, payload: dict[str, Any]) -> Refused:
+    """With a call that embeds this document alone, for the dead letter."""
+    alone = {
+        **block.only([entry.place]).to_wire(),
+        "uid": payload["uid"],
+        "space": payload["space"],
+    }
+    size = len(block.texts[entry.place].encode())
+    data = codec.pack_call(payloads.EMBED, alone)
+    return replace(entry, data=data, tokens=estimate_tokens(size, 1))
 
 
 def _alone(error: VecfleetError) -> VecfleetError:

@@ -24,7 +24,7 @@ class ClaimedJob:
     tokens: int  # estimated cost
     claimed_us: int  # Redis TIME
     enqueued_us: int
-    attempts: int  # claims so far, this one included
+    attempts: int  # claims so far, this one included, those that were not its fault left out
     box: str = ""  # whose reply box waits for the answer
     submission: str = ""
     block: int = 0
@@ -32,10 +32,18 @@ class ClaimedJob:
     refused: int = 0  # documents of the block that an earlier stage refused
     merge_queue: str = ""
     version: int = 0  # assigned at the enqueue, 0 where none was
+    named: int | None = None  # the place of the text at which its last worker died
+    condemned: tuple[int, ...] = ()  # places of texts that have killed often enough
+    is_apart: bool = False  # one document that its block went on without, tried again
     is_stock: bool = False  # enqueued by a stock RQ Queue: nobody admitted it
     timeout_s: float | None = None
     result_ttl_s: int = keys.RESULT_TTL_S
     error: VecfleetError | None = None  # why the data could not be read
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a worker died with it."""
+        return self.attempts > 1
 
     @property
     def queue_ms(self) -> float:
@@ -50,6 +58,8 @@ class Refused:
     place: int
     id: str
     error: VecfleetError
+    data: bytes = b""  # a call of the same function on this document alone
+    tokens: int = 0  # estimated cost of that call
 
     def to_wire(self) -> dict[str, Any]:
         """As it travels in replies and stands with the submission."""
@@ -71,7 +81,6 @@ class HandOn:
     data: bytes
     documents: int
     refused: Sequence[Refused] = ()
-    refused_data: bytes = b""  # a call of the same function on the refused documents alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,6 @@ class Commit:
     documents: int
     body: Any
     refused: Sequence[Refused] = ()
-    refused_data: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
     """The job that a row of claim.lua's answer describes."""
     job_id, execution, _, claimed_us, data, cost, enqueued, box, sub, block, docs = row[:11]
     merge_queue, version, attempts, refused, timeout, result_ttl = row[11:17]
+    named, condemned, apart_from = row[17:20]
     is_stock = cost is None
     function, payload, error = _read_call(data)
     return ClaimedJob(
@@ -130,6 +139,9 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         refused=_whole(refused),
         merge_queue=_text(merge_queue),
         version=_whole(version),
+        named=None if named is None else _whole(named),
+        condemned=tuple(_whole(place) for place in condemned.split(b",")) if condemned else (),
+        is_apart=apart_from is not None,
         is_stock=is_stock,
         timeout_s=float(_whole(timeout)) or None,
         result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),

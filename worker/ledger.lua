@@ -53,9 +53,16 @@ end
 local function give_back(id, queue)
   local key = 'rq:job:' .. id
   if redis.call('EXISTS', key) == 0 then return false end
+  redis.call('HDEL', key, 'vf_at')
   redis.call('HINCRBY', key, 'vf_attempts', -1)
   queue_job(id, queue, true)
   return true
+end
+
+-- A job begins anew: whatever it was suspected of is forgotten.
+local function clear_suspicion(key)
+  redis.call('HDEL', key, 'vf_at', 'vf_named', 'vf_condemned', 'vf_deaths')
+  redis.call('HSET', key, 'vf_attempts', 0)
 end
 
 -- Hand an answer to a client, if it still lives.
@@ -113,14 +120,32 @@ local function note_errors(sub, errors, most)
 end
 
 -- Move a job to the dead letter (RQ's failed registry), with its data, for people to look at.
-local function bury(id, queue, worker, execution, reason, iso, ttl_s)
-  local key, results = 'rq:job:' .. id, 'rq:results:' .. id
-  redis.call('HSET', key, 'status', 'failed', 'ended_at', iso)
+-- reason is RQ's compressed text of the error, error the same as a msgpack map of ours.
+local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
+  local key, results, dead = 'rq:job:' .. id, 'rq:results:' .. id, 'rq:failed:' .. queue
+  redis.call('HDEL', key, 'vf_at', 'vf_named', 'vf_condemned', 'vf_deaths')
+  redis.call('HSET', key, 'status', 'failed', 'ended_at', iso, 'vf_died', text(now_ms),
+    'vf_died_with', worker, 'vf_error', error)
   redis.call('EXPIRE', key, ttl_s)
-  redis.call('ZADD', 'rq:failed:' .. queue, text(now_ms / 1000 + ttl_s), id)
+  redis.call('ZREMRANGEBYSCORE', dead, '-inf', text(now_ms / 1000))
+  redis.call('ZADD', dead, text(now_ms / 1000 + ttl_s), id)
   if reason ~= '' then
     redis.call('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
       'exc_string', reason, 'execution_id', execution)
     redis.call('EXPIRE', results, ttl_s)
   end
+end
+
+-- The uid of the collection whose merge queue this is; nil where it is none.
+local function merges_into(queue)
+  return string.match(queue or '', '%.merge%.(%x+)%-')
+end
+
+-- A document that its block went on without is in the index after all: counted once, as its job,
+-- which is gone now, can be committed only once.
+local function count_late(sub, docs)
+  local key = 'vf:sub:' .. sub
+  if redis.call('EXISTS', key) == 0 then return end
+  redis.call('HINCRBY', key, 'failed_documents', -docs)
+  redis.call('HINCRBY', key, 'committed_documents', docs)
 end

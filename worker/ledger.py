@@ -22,7 +22,7 @@ from typing import Any, cast
 import redis
 
 from vecfleet.common import codec, keys
-from vecfleet.common.errors import JobFailed
+from vecfleet.common.errors import JobCancelled, JobFailed, VecfleetError
 from vecfleet.common.model import ModelCard
 from vecfleet.common.queue_client import client_scripts
 from vecfleet.common.redis_client import read_lua, translated
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _RQ_VERSION = "2.12"
 _RESCUE_AT_ONCE = 256
+MAX_CONDEMNED = 8  # texts of one job; one that still kills is buried whole
 _DATA = 4  # place of the data in a row of claim.lua's answer
 _DIED = "the job's worker died or lost its lease too often"
 
@@ -70,10 +71,19 @@ class Ledger:
     """One worker's claims in Redis. Thread-safe: it holds nothing but connections."""
 
     def __init__(
-        self, client: redis.Redis, worker: str, *, lease_s: float = keys.LEASE_TTL_S
+        self,
+        client: redis.Redis,
+        worker: str,
+        *,
+        lease_s: float = keys.LEASE_TTL_S,
+        dead_ttl_s: int = keys.DEAD_TTL_S,
     ) -> None:
-        """``worker`` must be unique among the living; its name is part of every claim."""
+        """``worker`` must be unique among the living; its name is part of every claim.
+
+        ``dead_ttl_s``: how long the dead letter keeps what is put there.
+        """
         self.worker = worker
+        self._dead_ttl_s = dead_ttl_s
         self._redis = client
         self._lease_ms = int(lease_s * 1000)
         # Claims are told apart by a prefix of this process, so that claims whose reply was lost
@@ -88,6 +98,7 @@ class Ledger:
         self._settle = script("settle")
         self._release = script("release")
         self._rescue = script("rescue")
+        self._mark = script("mark")
         self._heartbeat = script("heartbeat")
 
     def claim(self, asks: Sequence[Ask]) -> list[ClaimedJob]:
@@ -139,7 +150,7 @@ class Ledger:
             _now(),
             keys.MAX_REPLIES,
             keys.REPLY_TTL_S,
-            keys.DEAD_TTL_S,
+            self._dead_ttl_s,
             keys.MAX_KEPT_ERRORS,
         ]
         for settlement in settlements:
@@ -163,16 +174,33 @@ class Ledger:
             keys.MAX_ATTEMPTS,
             _rq_reason(_DIED),
             _now(),
-            keys.DEAD_TTL_S,
+            self._dead_ttl_s,
             keys.REPLY_TTL_S,
             keys.MAX_REPLIES,
             codec.dumps(JobFailed(_DIED).to_wire()),
             _RESCUE_AT_ONCE,
+            MAX_CONDEMNED,
             *map(str, queues),
         ]
         with translated():
             again, buried = self._rescue(keys=[keys.lease(q) for q in queues], args=arguments)
         return again, buried
+
+    def mark(
+        self, job: ClaimedJob, place: int | None, urgent: Iterable[keys.QueueName] = ()
+    ) -> int:
+        """Note that the engine gets the text at ``place`` of a suspect next; None: that it waits.
+
+        Returns how many jobs wait in the ``urgent`` queues; raises ``JobCancelled`` when the job is
+        no longer ours.
+        """
+        names = [keys.queue_list(queue) for queue in urgent]
+        at = "" if place is None else place
+        with translated():
+            waiting = int(self._mark(keys=names, args=[job.id, job.execution, str(job.queue), at]))
+        if waiting < 0:
+            raise JobCancelled(f"job {job.id} was cancelled or taken over")
+        return waiting
 
     def heartbeat(self, jobs: Sequence[ClaimedJob], says: Announcement) -> set[str]:
         """Renew the leases of ``jobs``; returns the executions that are no longer ours."""
@@ -301,8 +329,8 @@ class Ledger:
 
 def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
     job, outcome = settlement.job, settlement.outcome
-    name, reply, target, payload = "answer", b"", "", b""
-    documents, refused_data, reason = job.documents, b"", b""
+    name, reply, target, payload, own_error = "answer", b"", "", b"", b""
+    documents = job.documents
     refused: Sequence[Refused] = ()
     errors: list[dict[str, Any]] = []
     match outcome:
@@ -314,10 +342,6 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
         case HandOn():
             name, target, payload = "hand_on", outcome.queue, outcome.data
             documents, refused = outcome.documents, outcome.refused
-            refused_data = outcome.refused_data
-            reason = (
-                _rq_reason("; ".join(r.error.message for r in refused[:10])) if refused else b""
-            )
         case Commit():
             name, documents, refused = "commit", outcome.documents, outcome.refused
             reply = codec.dumps([job.id, "ok", outcome.body])
@@ -328,12 +352,15 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
             waits = bool(job.box) and not job.submission
             name = "answer" if waits else "fail"
             reply = codec.dumps([job.id, "error", error.to_wire()])
-            payload = _rq_reason(f"{error.code}: {error.message}")
+            payload, own_error = _reason_of(error), codec.dumps(error.to_wire())
             if job.submission:
                 errors = [{"block": job.block, "documents": documents, **error.to_wire()}]
     errors += [entry.to_wire() for entry in refused]
-    if refused_data:
-        reason = _rq_reason("; ".join(entry.error.message for entry in refused[:10]))
+    apart = [
+        [r.place, r.tokens, r.data, _reason_of(r.error), codec.dumps(r.error.to_wire())]
+        for r in refused
+        if r.data
+    ]
     return (
         job.id,
         job.execution,
@@ -348,9 +375,13 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
         documents,
         job.refused + len(refused),
         codec.dumps(errors) if errors else b"",
-        refused_data,
-        reason,
+        codec.dumps(apart) if apart else b"",
+        own_error,
     )
+
+
+def _reason_of(error: VecfleetError) -> bytes:
+    return _rq_reason(f"{error.code}: {error.message}")
 
 
 def _rq_reason(reason: str) -> bytes:

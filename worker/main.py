@@ -25,6 +25,7 @@ from vecfleet.worker.engines import load_engine
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
+from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus
 from vecfleet.worker.window import ResourceLimits, Window
@@ -53,6 +54,7 @@ class WorkerConfig:
     engine: EngineSettings
     name: str | None = None  # unique among the living
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    dead_ttl_s: int = keys.DEAD_TTL_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class AggregatorConfig:
     redis_url: str
     data_dir: Path
     home: str = keys.DEFAULT_HOME
+    dead_ttl_s: int = keys.DEAD_TTL_S
 
 
 LoadEngine = Callable[[EngineSettings], Awaitable[Engine]]
@@ -112,11 +115,15 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
             pools = tuple(dict.fromkeys(queue.pool for queue in queues))
             return Announcement(card, pools, {**status.fields(), **watch.fields()})
 
+        ledger = Ledger(client, config.name or _unique_name("worker"), dead_ttl_s=config.dead_ttl_s)
+        urgent = [queue for queue in queues if queue.lane == "interactive"]
+        quarantine = Quarantine(ledger, windows, urgent=lambda: urgent)
         worker = BatchWorker(
-            Ledger(client, config.name or _unique_name("worker")),
+            ledger,
             queues=lambda: queues,
-            handlers=_engine_handlers(engine),
+            handlers=_engine_handlers(engine, quarantine),
             windows=windows,
+            quarantine=quarantine,
             announce=announce,
             on_broken=on_broken,
             on_event=_saying(
@@ -147,12 +154,12 @@ def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:
     return [named[task](card.space, lane) for lane in keys.LANES for task in card.tasks]
 
 
-def _engine_handlers(engine: Engine) -> Handlers:
+def _engine_handlers(engine: Engine, quarantine: Quarantine) -> Handlers:
     handlers: dict[str, One | Many] = {}
     if "embed" in engine.card.tasks:
-        handlers[payloads.EMBED] = One(EmbedHandler(engine))
+        handlers[payloads.EMBED] = One(EmbedHandler(engine, quarantine))
     if "rerank" in engine.card.tasks:
-        handlers[payloads.RERANK] = One(RerankHandler(engine))
+        handlers[payloads.RERANK] = One(RerankHandler(engine, quarantine))
     return handlers
 
 
@@ -205,7 +212,7 @@ async def _merge(
         asyncio.create_task(aggregator.maintain()),
     ]
     worker = BatchWorker(
-        Ledger(connect(config.redis_url), _unique_name("aggregator")),
+        Ledger(connect(config.redis_url), _unique_name("aggregator"), dead_ttl_s=config.dead_ttl_s),
         queues=aggregator.queues,
         handlers={
             payloads.MERGE: Many(aggregator.merge),

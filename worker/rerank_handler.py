@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from vecfleet.common.document import check_text, check_texts
-from vecfleet.common.errors import CorruptPayload, InvalidInput
+from vecfleet.common.errors import CorruptPayload, InvalidInput, PoisonText
 from vecfleet.common.limits import MAX_RERANK_DOCUMENTS
-from vecfleet.worker.engine import Engine, Priority
+from vecfleet.worker.engine import Engine, Priority, Scores
 from vecfleet.worker.job import Answer, ClaimedJob
+from vecfleet.worker.quarantine import Quarantine, raise_errors
 
 
 class RerankHandler:
     """Checks payloads, calls the engine, and packs the scores."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, quarantine: Quarantine) -> None:
         self._engine = engine
+        self._quarantine = quarantine
 
     async def __call__(self, job: ClaimedJob) -> Answer:
         """Raises a ``VecfleetError`` where the payload is at fault."""
@@ -31,12 +35,22 @@ class RerankHandler:
         check_texts(documents, "documents", MAX_RERANK_DOCUMENTS)
         bulk = job.queue.lane == "bulk"
         started = time.perf_counter()
-        result = await self._engine.rerank(
-            [(str(query), document) for document in documents],
+        pairs = [(str(query), document) for document in documents]
+        score = partial(
+            self._engine.rerank,
             priority=Priority.BULK if bulk else Priority.INTERACTIVE,
             instruction=str(payload.get("instruction") or ""),
             truncate=payload.get("truncate") is not False,
         )
+        if not job.is_suspect:
+            result = await score(pairs)
+        elif job.condemned:
+            raise PoisonText(indices=job.condemned)
+        else:
+            told = await self._quarantine.one_by_one(
+                job, len(pairs), lambda place: score([pairs[place]])
+            )
+            result = _joined(raise_errors(told))
         return Answer(
             {
                 "model": self._engine.card.name,
@@ -48,3 +62,12 @@ class RerankHandler:
                 "inference_ms": (time.perf_counter() - started) * 1000,
             }
         )
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """One result for pairs that were scored one by one."""
+    return Scores(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+    )

@@ -1,28 +1,65 @@
 -- Take over jobs whose lease has expired: their worker died, hung or lost Redis.
 --
+-- What died with its worker becomes a suspect, and runs alone. A suspect's vf_at says what it was
+-- doing when its worker died as well:
+--   ''      it waited while others ran: it is innocent, and not charged
+--   place   of the text that the engine had. The first time names the text, which runs first then;
+--           the second time condemns it: it is refused, and the rest of the job goes on
+--   '*'     anything else: charged to the job as a whole, which is buried when it is the third time
+--
 -- KEYS  vf:lease:{queue} zset, one a queue; the rest as the ledger names them
 -- ARGV  1 most attempts   2 RQ's compressed reason for the dead letter   3 time, ISO 8601
 --       4 dead letter's TTL, s   5 reply's TTL, s   6 most replies   7 the error, msgpack map
---       8 most jobs a queue   then for each queue its name
+--       8 most jobs a queue   9 most condemned texts of a job   then for each queue its name
 -- Returns {queued again, buried}
 local most_attempts, reason, iso, dead_ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local most_condemned = tonumber(ARGV[9])
 local again, buried = 0, 0
+
+-- Whether a suspect whose worker died at one of its texts may run again.
+local function judge(key, at, attempts)
+  local found = redis.call('HMGET', key, 'vf_named', 'vf_condemned')
+  if found[1] ~= at then
+    redis.call('HSET', key, 'vf_named', at)
+    -- A worker that dies at another text each time: that is not a text's fault for ever.
+    return attempts < 2 * most_attempts
+  end
+  local condemned = (found[2] and found[2] .. ',' or '') .. at
+  local _, commas = string.gsub(condemned, ',', '')
+  redis.call('HDEL', key, 'vf_named')
+  -- The rest is as suspect as after a first death.
+  redis.call('HSET', key, 'vf_condemned', condemned, 'vf_attempts', 1)
+  return commas < most_condemned
+end
+
+local function may_run_again(key, at, attempts)
+  redis.call('HDEL', key, 'vf_at')
+  if at == '' then
+    redis.call('HINCRBY', key, 'vf_attempts', -1)
+    return true
+  end
+  redis.call('HINCRBY', key, 'vf_deaths', 1)
+  if at and at ~= '*' then return judge(key, at, attempts) end
+  return attempts < most_attempts
+end
+
 for k, lease in ipairs(KEYS) do
-  local queue = ARGV[8 + k]
+  local queue = ARGV[9 + k]
   local expired = redis.call('ZRANGEBYSCORE', lease, '-inf', text(now_ms), 'LIMIT', 0, ARGV[8])
   for _, member in ipairs(expired) do
     local id, execution = string.match(member, '^(.-):(.*)$')
     unlease(id, execution, queue)
-    local job = redis.call('HMGET', 'rq:job:' .. id, 'vf_attempts', 'worker_name', 'vf_sub',
-      'vf_block', 'vf_docs', 'vf_box', 'vf_refused')
+    local key = 'rq:job:' .. id
+    local job = redis.call('HMGET', key, 'vf_attempts', 'worker_name', 'vf_sub',
+      'vf_block', 'vf_docs', 'vf_box', 'vf_refused', 'vf_at')
     if not job[1] then
-      redis.call('DEL', 'rq:job:' .. id)
-    elseif tonumber(job[1]) < most_attempts then
+      redis.call('DEL', key)
+    elseif may_run_again(key, job[8], tonumber(job[1])) then
       queue_job(id, queue, true)
       again = again + 1
     else
       local docs, refused = tonumber(job[5] or 0), tonumber(job[7] or 0)
-      bury(id, queue, job[2] or '', execution, reason, iso, dead_ttl_s)
+      bury(id, queue, job[2] or '', execution, reason, ARGV[7], iso, dead_ttl_s)
       mark(job[3] or '', job[4] or 0, false, docs, refused)
       if job[6] then
         answer(job[6], cmsgpack.pack({id, 'error', cmsgpack.unpack(ARGV[7])}),

@@ -4,9 +4,10 @@
 -- ARGV  1 worker   2 time, ISO 8601   3 most replies   4 replies' TTL, s   5 dead letter's TTL, s
 --       6 most errors kept with a submission
 --       then for each job: id, execution, queue, outcome, box, reply, target, payload,
---       submission, block, documents, refused documents, their errors (msgpack), their data
---       and RQ's compressed reason
---       (what is refused out of a block goes to the dead letter as a job of its own)
+--       submission, block, documents, refused documents, errors for the submission (msgpack), the
+--       refused documents (msgpack), its own error (msgpack)
+--       Each document that is refused out of a block goes to the dead letter as a job of its own,
+--       {id}-refused-{place}: place, tokens, data, RQ's compressed reason, error (msgpack)
 -- Outcomes
 --   answer   the job is deleted, its reply goes to the box
 --   hand_on  the job moves to queue {target} with {payload} as its data
@@ -24,7 +25,8 @@ local most_replies, reply_ttl_s, dead_ttl_s, most_errors =
 
 local function hand_on(id, queue, target, payload)
   local key = 'rq:job:' .. id
-  redis.call('HSET', key, 'data', payload, 'vf_attempts', 0)
+  redis.call('HSET', key, 'data', payload)
+  clear_suspicion(key)
   queue_job(id, target, false)
 end
 
@@ -32,17 +34,30 @@ local function has_retries(id)
   local key = 'rq:job:' .. id
   local left = tonumber(redis.call('HGET', key, 'retries_left') or 0)
   if left <= 0 then return false end
-  redis.call('HSET', key, 'retries_left', left - 1, 'vf_attempts', 0)
+  redis.call('HSET', key, 'retries_left', left - 1)
+  clear_suspicion(key)
   return true
 end
 
-local function refuse(id, queue, execution, sub, data, reason)
-  local apart = id .. '-refused'
-  local job = redis.call('HMGET', 'rq:job:' .. id, 'vf_merge', 'vf_cost')
-  -- Not of the submission any more: a retry must not count its block again.
-  redis.call('HSET', 'rq:job:' .. apart, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
-    'data', data, 'vf_from', sub, 'vf_merge', job[1] or '', 'vf_cost', job[2] or 0)
-  bury(apart, queue, worker, execution, reason, iso, dead_ttl_s)
+local function refuse(id, queue, execution, sub, apart)
+  local job = redis.call('HMGET', 'rq:job:' .. id, 'vf_merge', 'vf_attempts', 'vf_version',
+    'vf_deaths')
+  local attempts = math.max(tonumber(job[2] or 1), tonumber(job[4] or 0))
+  local uid, version = merges_into(job[1] or ''), tonumber(job[3] or 0)
+  for _, entry in ipairs(cmsgpack.unpack(apart)) do
+    local place, tokens, data, reason, error = unpack(entry)
+    local own = id .. '-refused-' .. place
+    -- Not of the submission any more: a retry must not count its block again (see count_late).
+    redis.call('HSET', 'rq:job:' .. own, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
+      'data', data, 'vf_from', sub, 'vf_docs', 1, 'vf_merge', job[1] or '', 'vf_cost', tokens,
+      'vf_attempts', attempts)
+    if uid and version > 0 then
+      -- Its version can still arrive: no tombstone above it may go.
+      redis.call('HSET', 'rq:job:' .. own, 'vf_version', job[3])
+      redis.call('ZADD', 'vf:outstanding:' .. uid, job[3], own)
+    end
+    bury(own, queue, worker, execution, reason, error, iso, dead_ttl_s)
+  end
 end
 
 local function finish(id, queue, ttl_s, payload, execution)
@@ -71,7 +86,7 @@ for at = 7, #ARGV, STRIDE do
     settled[#settled + 1] = 0
   else
     note_errors(sub, errors, most_errors)
-    if ARGV[at + 13] ~= '' then refuse(id, queue, execution, sub, ARGV[at + 13], ARGV[at + 14]) end
+    if ARGV[at + 13] ~= '' then refuse(id, queue, execution, sub, ARGV[at + 13]) end
     if outcome == 'hand_on' then
       if refused > 0 then
         redis.call('HSET', 'rq:job:' .. id, 'vf_docs', docs, 'vf_refused', refused)
@@ -84,15 +99,18 @@ for at = 7, #ARGV, STRIDE do
       if outcome == 'fail' and has_retries(id) then
         queue_job(id, queue, false)
       elseif outcome == 'fail' then
-        bury(id, queue, worker, execution, payload, iso, dead_ttl_s)
+        bury(id, queue, worker, execution, payload, ARGV[at + 14], iso, dead_ttl_s)
         mark(sub, block, false, docs, refused)
       elseif outcome == 'finish' then
         finish(id, queue, tonumber(target), payload, execution)
       else
+        local late = outcome == 'commit' and sub == ''
+        local from = late and redis.call('HGET', 'rq:job:' .. id, 'vf_from')
         forget(id)
         if outcome == 'commit' then
           mark(sub, block, true, docs, refused)
-          local uid = string.match(queue, '%.merge%.(%x+)%-')
+          if from and from ~= '' then count_late(from, docs) end
+          local uid = merges_into(queue)
           if uid then redis.call('ZREM', 'vf:outstanding:' .. uid, id) end
         end
       end

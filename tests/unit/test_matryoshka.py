@@ -10,14 +10,18 @@ import pytest
 
 from vecfleet.common import codec, keys
 from vecfleet.common.errors import ConfigError, EngineFailed, InvalidInput
+from vecfleet.common.redis_client import connect
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.fake_engine import POISON, FakeEngine, FakeSettings, fake_vector
 from vecfleet.worker.job import Answer, ClaimedJob, HandOn
+from vecfleet.worker.ledger import Ledger
 from vecfleet.worker.matryoshka import Matryoshka, read_matryoshka, shortened
+from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.shard import Shard
 
 DIMENSION = 32
 UID = "c0ffee" * 5 + "00"
+QUARANTINE = Quarantine(Ledger(connect("redis://127.0.0.1:1"), "w1"), {})  # of no use here
 QUERY = "Instruct: Search the web\nQuery:"
 
 
@@ -108,7 +112,7 @@ def job(payload: dict[str, Any], **more: Any) -> ClaimedJob:
 
 
 async def answer(engine: FakeEngine, **payload: Any) -> Any:
-    outcome = await EmbedHandler(engine)(job({"texts": ["one", "two"], **payload}))
+    outcome = await EmbedHandler(engine, QUARANTINE)(job({"texts": ["one", "two"], **payload}))
     assert isinstance(outcome, Answer)
     vectors = np.frombuffer(outcome.body["vectors"], "<f4")
     return vectors.reshape(2, outcome.body["dimension"])
@@ -172,7 +176,7 @@ def block(engine: FakeEngine, texts: list[str], **more: Any) -> ClaimedJob:
 
 async def test_a_block_becomes_a_shard_of_its_collections_dimensions(engine):
     texts = ["a", "b", POISON, "c"]
-    outcome = await EmbedHandler(engine)(block(engine, texts, dimensions=5))
+    outcome = await EmbedHandler(engine, QUARANTINE)(block(engine, texts, dimensions=5))
     assert isinstance(outcome, HandOn)
     _, (data,), _ = codec.unpack_call(outcome.data)
     shard = Shard.parse(data)
@@ -180,12 +184,12 @@ async def test_a_block_becomes_a_shard_of_its_collections_dimensions(engine):
     full = [fake_vector(text, DIMENSION) for text in ("a", "b", "c")]
     np.testing.assert_allclose(shard.rows.vectors, cut(full, 5), atol=1e-3)
     # What is kept apart and tried again must come out as long as its neighbours.
-    _, (apart,), _ = codec.unpack_call(outcome.refused_data)
+    _, (apart,), _ = codec.unpack_call(outcome.refused[0].data)
     assert (apart["texts"], apart["dimensions"]) == ([POISON], 5)
 
 
 async def test_a_block_that_says_nothing_keeps_the_models_dimension(engine):
-    outcome = await EmbedHandler(engine)(block(engine, ["a"]))
+    outcome = await EmbedHandler(engine, QUARANTINE)(block(engine, ["a"]))
     assert isinstance(outcome, HandOn)
     _, (data,), _ = codec.unpack_call(outcome.data)
     assert Shard.parse(data).dimension == DIMENSION
@@ -200,12 +204,12 @@ async def test_a_block_whose_cut_leaves_nothing_is_refused_text_by_text(engine, 
         return replace(found, vectors=zeros[["ab".index(text) for text in texts]])
 
     monkeypatch.setattr(engine, "embed", embed_two)
-    outcome = await EmbedHandler(engine)(block(engine, ["a", "b"], dimensions=5))
+    outcome = await EmbedHandler(engine, QUARANTINE)(block(engine, ["a", "b"], dimensions=5))
     assert isinstance(outcome, HandOn)
     assert [(entry.id, entry.error.code) for entry in outcome.refused] == [("d1", "engine_failed")]
 
 
 async def test_a_block_for_dimensions_the_model_does_not_give_fails_whole(engine):
     with pytest.raises(InvalidInput) as raised:
-        await EmbedHandler(engine)(block(engine, ["a"], dimensions=DIMENSION + 1))
+        await EmbedHandler(engine, QUARANTINE)(block(engine, ["a"], dimensions=DIMENSION + 1))
     assert raised.value.field == "dimensions"

@@ -1,0 +1,173 @@
+"""The quarantine: a job whose worker died runs alone, one text at a time, each noted beforehand.
+
+Which text killed is known only if nothing else was in the engine, and only from a note that
+outlives the process. So a suspect waits until nothing else is in flight in its worker; then each of
+its texts is noted in Redis (mark.lua) and computed. What dies then is judged by rescue.lua. Between
+texts, interactive jobs that wait are let in for a moment; nothing is noted meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from vecfleet.common import keys
+from vecfleet.common.errors import (
+    EngineFailed,
+    InvalidInput,
+    PoisonText,
+    QueueFull,
+    RedisUnavailable,
+    TextsTooLong,
+    VecfleetError,
+)
+from vecfleet.worker.job import ClaimedJob
+from vecfleet.worker.ledger import Ledger
+from vecfleet.worker.window import Window
+
+log = logging.getLogger(__name__)
+
+TURN_S = 0.1  # so long a suspect keeps interactive jobs waiting, or for one text
+_VISIT_S = 0.05  # so long they may come in
+_LOOK_S = 0.002
+_RETRY_S = 0.2
+
+T = TypeVar("T")
+
+
+class Quarantine:
+    """The suspects of one worker, and who may claim while they run."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        windows: Mapping[keys.Lane, Window],
+        *,
+        urgent: Callable[[], Sequence[keys.QueueName]] = lambda: (),
+    ) -> None:
+        """``urgent`` names the queues whose jobs are let in between two texts of a suspect."""
+        self._ledger = ledger
+        self._windows = windows
+        self._urgent = urgent
+        self._changed = threading.Condition()
+        self._suspects: dict[str, keys.Lane] = {}  # by execution
+        self._is_open = False  # for interactive jobs, beside a suspect
+        self._claims: dict[keys.Lane, int] = dict.fromkeys(windows, 0)
+        self._turn = asyncio.Lock()
+        self._notes = ThreadPoolExecutor(1, thread_name_prefix="quarantine")
+
+    # The threads that claim
+
+    @contextmanager
+    def claiming(self, lane: keys.Lane, timeout_s: float) -> Iterator[bool]:
+        """Whether ``lane`` may claim now, after waiting at most ``timeout_s`` for it."""
+        with self._changed:
+            may = self._changed.wait_for(lambda: self._may_claim(lane), timeout_s)
+            self._claims[lane] += may
+        try:
+            yield may
+        finally:
+            with self._changed:
+                self._claims[lane] -= may
+
+    def _may_claim(self, lane: keys.Lane) -> bool:
+        return not self._suspects or (self._is_open and lane == "interactive")
+
+    def take(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Claimed: those that are suspects keep others out until ``give_back``."""
+        with self._changed:
+            self._suspects |= {job.execution: job.queue.lane for job in jobs if job.is_suspect}
+
+    def give_back(self, job: ClaimedJob) -> None:
+        """It is not in flight any more."""
+        with self._changed:
+            self._suspects.pop(job.execution, None)
+            if not self._suspects:
+                self._is_open = False
+            self._changed.notify_all()
+
+    # The loop
+
+    async def one_by_one(
+        self, job: ClaimedJob, count: int, run: Callable[[int], Awaitable[T]]
+    ) -> list[T | EngineFailed | InvalidInput]:
+        """What ``run`` makes of each text of a suspect, or the error that is this text's own.
+
+        The text at which its last worker died comes first, as nothing should hide its death. One
+        that is condemned is not run. Raises what is no text's fault.
+        """
+        told: list[T | EngineFailed | InvalidInput] = [
+            PoisonText(indices=[place]) for place in range(count)
+        ]
+        left = [place for place in range(count) if place not in job.condemned]
+        left.sort(key=lambda place: place != job.named)
+        await self._note(job, None)
+        async with self._turn:
+            await self._be_alone()
+            turn_ends = time.monotonic() + TURN_S
+            for place in left:
+                if await self._note(job, place) and time.monotonic() > turn_ends:
+                    await self._note(job, None)
+                    await self._be_alone(_VISIT_S)
+                    await self._note(job, place)
+                    turn_ends = time.monotonic() + TURN_S
+                try:
+                    told[place] = await run(place)
+                except (EngineFailed, InvalidInput) as error:
+                    told[place] = error
+        return told
+
+    async def _note(self, job: ClaimedJob, place: int | None) -> int:
+        """Note where the job is; goes on until Redis has it. Returns how many urgent jobs wait."""
+        loop = asyncio.get_running_loop()
+        urgent = self._urgent() if place is not None else ()
+        while True:
+            try:
+                return await loop.run_in_executor(
+                    self._notes, self._ledger.mark, job, place, urgent
+                )
+            except (RedisUnavailable, QueueFull) as error:
+                log.warning("a suspect waits: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _be_alone(self, visit_s: float = 0.0) -> None:
+        """Wait until nothing but suspects is in flight; interactive jobs come in until bulk is."""
+        self._open(True)
+        await asyncio.sleep(visit_s)
+        while self._has_others(("bulk",)):
+            await asyncio.sleep(_LOOK_S)
+        self._open(False)
+        while self._has_others(keys.LANES):
+            await asyncio.sleep(_LOOK_S)
+
+    def _open(self, is_open: bool) -> None:
+        with self._changed:
+            self._is_open = is_open
+            self._changed.notify_all()
+
+    def _has_others(self, lanes: Sequence[keys.Lane]) -> bool:
+        """Whether anything but suspects is in flight in ``lanes``, or about to be."""
+        with self._changed:
+            mine = [lane for lane in lanes if lane in self._windows]
+            jobs = sum(self._windows[lane].in_flight[0] for lane in mine)
+            suspects = sum(lane in mine for lane in self._suspects.values())
+            return jobs > suspects or any(self._claims[lane] for lane in mine)
+
+
+def raise_errors(told: Sequence[T | EngineFailed | InvalidInput]) -> list[T]:
+    """The results; raises where there are errors, one that names all the texts of its kind."""
+    errors = {i: found for i, found in enumerate(told) if isinstance(found, VecfleetError)}
+    for kind in (PoisonText, TextsTooLong, EngineFailed):
+        places = [place for place, error in errors.items() if isinstance(error, kind)]
+        if places:
+            first = errors[places[0]]
+            raise kind(first.message, indices=places, field=first.field)
+    for error in errors.values():
+        raise error
+    return [found for found in told if not isinstance(found, VecfleetError)]
