@@ -21,6 +21,12 @@ def dumps(value: Any) -> bytes:
     return packed
 
 
+def dumps_for_lua(value: Any) -> bytes:
+    """``value`` for Redis's cmsgpack, which knows strings of bytes but not msgpack's bin type."""
+    packed: bytes = msgpack.packb(value, use_bin_type=False)
+    return packed
+
+
 def loads(data: bytes) -> Any:
     """What ``dumps`` wrote; raises ``CorruptPayload`` for anything else."""
     try:

@@ -375,7 +375,7 @@ def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
         documents,
         job.refused + len(refused),
         codec.dumps(errors) if errors else b"",
-        codec.dumps(apart) if apart else b"",
+        codec.dumps_for_lua(apart) if apart else b"",
         own_error,
     )
 

@@ -1,0 +1,211 @@
+"""Texts that kill their worker: at most three deaths each, and nobody else pays for them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from servers import Process, eventually
+
+from vecfleet.common import codec, keys
+from vecfleet.common.document import cut_blocks, parse_document
+from vecfleet.common.errors import PoisonText
+from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.redis_client import connect_async
+from vecfleet.worker.fake_engine import ABORT
+
+ROLE = Path(__file__).parent.parent / "odd_role.py"
+LEASE_S = 1.0
+KILLED = -signal.SIGABRT
+
+
+class Ward:
+    """A fleet whose workers are started again when they die; their deaths are counted."""
+
+    def __init__(self, url: str, data: Path) -> None:
+        self.url, self.data = url, data
+        self.deaths = 0
+        self.processes: list[Process] = []
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def start(self, role: str, step_s: float = 0.0) -> Process:
+        arguments = [ROLE, LEASE_S, 0, role, self.url, self.data, step_s]
+        process = Process([sys.executable, *map(str, arguments)])
+        self.processes.append(process)
+        return process
+
+    async def begin(self, workers: int = 1, step_s: float = 0.0) -> None:
+        for role in ("aggregator", "search"):
+            await asyncio.to_thread(self.start(role).wait_for_line, f"{role} ready")
+        for _ in range(workers):
+            await self.begin_worker(step_s)
+
+    async def begin_worker(self, step_s: float = 0.0) -> None:
+        first = self.start("worker", step_s)
+        await asyncio.to_thread(first.wait_for_line, "worker ready")
+        self._keepers.append(asyncio.create_task(self._keep(first, step_s)))
+
+    async def _keep(self, process: Process, step_s: float) -> None:
+        while True:
+            code = await asyncio.to_thread(process.wait, 300)
+            if code != KILLED:
+                return
+            self.deaths += 1
+            process = self.start("worker", step_s)
+
+    async def close(self) -> None:
+        for process in self.processes:
+            process.close()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+
+@pytest.fixture
+def ward(redis_server_factory, tmp_path):
+    @asynccontextmanager
+    async def open_ward(**options):
+        ward = Ward(redis_server_factory().url, tmp_path / "data")
+        try:
+            await ward.begin(**options)
+            async with FleetClient(connect_async(ward.url), timeout_s=60) as client:
+                yield ward, client
+        finally:
+            await ward.close()
+
+    return open_ward
+
+
+def rows(prefix: str, count: int, poison: tuple[int, ...] = ()):
+    return [
+        parse_document(
+            {
+                "id": f"{prefix}/{n}",
+                "text": f"{prefix} {n} {ABORT if n in poison else 'is well'}",
+            }
+        )
+        for n in range(count)
+    ]
+
+
+async def submit(client, collection, name, blocks):
+    await client.submissions.open(name, tenant="-", collection=collection.name, uid=collection.uid)
+    for place, block in enumerate(blocks):
+        (made,) = cut_blocks(block)
+        await client.enqueue_block(collection, made, submission=name, place=place)
+    documents = sum(map(len, blocks))
+    await client.submissions.close(name, blocks=len(blocks), documents=documents)
+
+
+async def done(client, name):
+    async def is_done():
+        return (await client.submissions.get(name)).state == "done"
+
+    await eventually(is_done, 120, f"submission {name}")
+    return await client.submissions.get(name, with_errors=True)
+
+
+async def dead_texts(client, queue):
+    """What sits in the dead letter: each text by itself, with the code of its error."""
+    found = {}
+    for raw in await client.redis.zrange(f"rq:failed:{queue}", 0, -1):
+        data, error = await client.redis.hmget(f"rq:job:{raw.decode()}", "data", "vf_error")
+        _, (payload,), _ = codec.unpack_call(data)
+        assert len(payload["ids"]) == 1
+        found[payload["ids"][0]] = codec.loads(error)["code"]
+    return found
+
+
+async def test_a_text_that_kills_costs_three_deaths_and_no_neighbour(ward):
+    async with ward() as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        blocks = [rows("a", 30), rows("b", 40, poison=(17,)), rows("c", 30)]
+        await submit(client, collection, "s", blocks)
+        state = await done(client, "s")
+        assert fleet.deaths == 3
+        assert (state.committed, state.failed) == (99, 1)
+        assert [(e["id"], e["code"]) for e in state.errors] == [("b/17", "poison_text")]
+        queue = keys.embed_queue(collection.spec.space, "bulk")
+        assert await dead_texts(client, queue) == {"b/17": "poison_text"}
+        assert (await client.collection_stats(collection))["documents"] == 99
+
+
+async def test_many_poisons_and_two_workers_bury_nobody_else(ward):
+    async with ward(workers=2) as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        bad = {0: (3, 9), 2: (0,), 4: (19,)}
+        blocks = [rows(f"b{n}", 20, poison=bad.get(n, ())) for n in range(6)]
+        await submit(client, collection, "s", blocks)
+        state = await done(client, "s")
+        poisons = {f"b{n}/{place}" for n, places in bad.items() for place in places}
+        assert {e["id"] for e in state.errors} == poisons
+        assert (state.committed, state.failed) == (120 - len(poisons), len(poisons))
+        assert fleet.deaths <= 3 * len(poisons)
+        queue = keys.embed_queue(collection.spec.space, "bulk")
+        assert set(await dead_texts(client, queue)) == poisons
+
+
+async def test_who_waits_for_a_poisonous_text_is_told_which_it_is(ward):
+    async with ward() as (fleet, client):
+        asked = [f"text {n}" for n in range(5)]
+        good = asyncio.create_task(client.embed(asked))
+        with pytest.raises(PoisonText) as raised:
+            await client.embed([*asked, f"a {ABORT} text", "more"])
+        assert raised.value.indices == (5,)
+        assert fleet.deaths <= 3
+        assert len(await good) == 5
+        before = fleet.deaths
+        with pytest.raises(PoisonText) as raised:
+            await client.rerank("a question", ["fine", "fine too", f"{ABORT}"])
+        assert raised.value.indices == (2,)
+        assert fleet.deaths - before <= 3
+        assert await client.redis.keys("rq:job:*") == []
+
+
+async def test_sigterm_in_the_quarantine_charges_nothing(ward):
+    async with ward(step_s=0.05) as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        await submit(client, collection, "s", [rows("a", 80, poison=(79,))])
+        key = keys.job("s-0")
+
+        async def at():
+            raw = await client.redis.hget(key, "vf_at")
+            return int(raw) if raw and raw.isdigit() and int(raw) > 0 else None
+
+        place = await eventually(at, 60, "the quarantine")
+        assert place < 79
+        attempts = int(await client.redis.hget(key, "vf_attempts"))
+        worker = fleet.processes[-1]
+        worker.signal(signal.SIGTERM)
+
+        async def drains():
+            names = await client.redis.keys("vf:worker:worker-*")
+            states = [await client.redis.hget(name, "state") for name in names]
+            return b"draining" in states
+
+        await eventually(drains)
+        worker.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, 30) == 0
+        left = await client.redis.hmget(key, "vf_attempts", "vf_at", "vf_named")
+        assert left == [b"%d" % (attempts - 1), None, None]
+        await fleet.begin_worker()
+        state = await done(client, "s")
+        assert (state.committed, state.failed, fleet.deaths) == (79, 1, 3)
+
+
+async def test_queries_go_on_beside_the_quarantine(ward):
+    async with ward(step_s=0.02) as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        await submit(client, collection, "s", [rows("a", 200, poison=(199,))])
+
+        async def in_quarantine():
+            return await client.redis.hget(keys.job("s-0"), "vf_at") not in (None, b"*")
+
+        await eventually(in_quarantine, 60)
+        for n in range(5):
+            assert len(await client.embed([f"query {n}"])) == 1
+        assert await client.redis.exists(keys.job("s-0"))
+        state = await done(client, "s")
+        assert (state.committed, state.failed, fleet.deaths) == (199, 1, 3)

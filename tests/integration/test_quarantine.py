@@ -1,0 +1,311 @@
+"""What rescue.lua makes of suspects, and how a suspect runs alone, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from servers import eventually, wait_until
+
+from vecfleet.common import codec, keys
+from vecfleet.common.errors import EngineFailed, JobCancelled, PoisonText, TextsTooLong
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
+from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.worker.job import Answer, Settlement
+from vecfleet.worker.ledger import MAX_CONDEMNED, Ask, Ledger
+from vecfleet.worker.quarantine import Quarantine, raise_errors
+from vecfleet.worker.window import Window
+
+QUEUE = keys.embed_queue("5pace", "bulk")
+FAST = keys.embed_queue("5pace", "interactive")
+
+
+@pytest.fixture
+def client(redis_server_factory, each_redis_binary):
+    server = redis_server_factory(binary=each_redis_binary, append_only=False)
+    with connect(server.url) as connection:
+        connection.url = server.url
+        yield connection
+
+
+async def enqueue(client, *names: str, queue=QUEUE, route=None):
+    async with connect_async(client.url) as connection:
+        jobs = [NewJob(name, codec.pack_call("vecfleet.embed", {}), 10) for name in names]
+        await QueueClient(connection).enqueue(queue, jobs, route)
+
+
+class Deaths:
+    """Claims jobs, notes places and dies, again and again."""
+
+    def __init__(self, client) -> None:
+        self.client = client
+        self.dying = Ledger(client, "dying", lease_s=0.01)
+        self.other = Ledger(client, "other")
+
+    def die(self, *at: int | str | None, most: int = 9) -> tuple[int, int]:
+        """Claim, work up to the last of ``at``, die; what the rescue made of it."""
+        jobs = Ledger(self.client, "dying", lease_s=5).claim([Ask(QUEUE, most, 999)])
+        for place in at:
+            if place != "*":
+                self.other.mark(jobs[0], place)
+        for job in jobs:
+            self.client.zadd(keys.lease(QUEUE), {f"{job.id}:{job.execution}": 1})
+        return wait_until(lambda: sum(found := self.other.rescue([QUEUE])) and found)
+
+    def fields(self, job: str = "j"):
+        found = self.client.hmget(keys.job(job), "vf_attempts", "vf_named", "vf_condemned", "vf_at")
+        return [value and value.decode() for value in found]
+
+
+async def test_the_second_death_names_a_text_and_the_third_condemns_it(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    assert deaths.die() == (1, 0)
+    assert deaths.fields() == ["1", None, None, None]
+    assert deaths.die(0, 1, 2) == (1, 0)
+    assert deaths.fields() == ["2", "2", None, None]
+    (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    assert (job.named, job.condemned, job.is_suspect) == (2, (), True)
+    assert deaths.other.release([job]) == 1
+    assert deaths.die(2) == (1, 0)
+    assert deaths.fields() == ["1", None, "2", None]
+    (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    assert (job.named, job.condemned, job.is_suspect) == (None, (2,), True)
+
+
+async def test_a_named_text_that_runs_well_is_named_no_more(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    deaths.die()
+    deaths.die(4)
+    assert deaths.die(4, 0) == (1, 0)
+    assert deaths.fields() == ["3", "0", None, None]
+    assert deaths.die(0) == (1, 0)
+    assert deaths.fields() == ["1", None, "0", None]
+
+
+async def test_what_waited_while_others_ran_is_not_charged(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    deaths.die()
+    for _ in range(10):  # of ten different neighbours
+        assert deaths.die(3, None) == (1, 0)
+        assert deaths.fields() == ["1", None, None, None]
+
+
+async def test_a_job_that_kills_by_itself_is_buried_whole(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    assert [deaths.die("*") for _ in range(3)] == [(1, 0), (1, 0), (0, 1)]
+    assert client.hget(keys.job("j"), "status") == b"failed"
+
+
+async def test_deaths_that_wander_end(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    found = [deaths.die(*([] if n == 0 else [n])) for n in range(6)]
+    assert found == [(1, 0)] * 5 + [(0, 1)]
+
+
+async def test_a_job_has_only_so_many_condemned_texts(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    deaths.die()
+    for place in range(MAX_CONDEMNED):
+        assert deaths.die(place) == (1, 0)
+        assert deaths.die(place) == (1, 0)
+    assert deaths.die(99) == (1, 0)
+    assert deaths.die(99) == (0, 1)
+
+
+async def test_neighbours_of_three_poisons_are_not_buried(client):
+    deaths = Deaths(client)
+    await enqueue(client, "innocent", "p1", "p2", "p3")
+    assert deaths.die() == (4, 0)  # all four in flight together
+    for _ in range(3):  # each suspect is claimed alone: whoever dies, it is its own affair
+        alone = deaths.other.claim([Ask(QUEUE, 9, 999)])
+        assert len(alone) == 1
+        if alone[0].id == "innocent":
+            assert deaths.other.settle([Settlement(alone[0], Answer({}))]) == [True]
+            return
+        client.zadd(keys.lease(QUEUE), {f"{alone[0].id}:{alone[0].execution}": 1})
+        deaths.other.rescue([QUEUE])
+        client.lmove(keys.queue_list(QUEUE), keys.queue_list(QUEUE), "LEFT", "RIGHT")
+    (last,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    assert (last.id, last.attempts) == ("innocent", 2)
+
+
+async def test_a_note_needs_the_lease(client):
+    await enqueue(client, "j")
+    mine, other = Ledger(client, "mine", lease_s=0.01), Ledger(client, "other")
+    (stale,) = mine.claim([Ask(QUEUE, 1, 99)])
+    assert wait_until(lambda: other.rescue([QUEUE]) == (1, 0))
+    with pytest.raises(JobCancelled):
+        mine.mark(stale, 0)
+    assert client.hget(keys.job("j"), "vf_at") is None
+
+
+async def test_a_note_is_taken_on_a_full_redis(client):
+    await enqueue(client, "j")
+    mine = Ledger(client, "mine")
+    (job,) = mine.claim([Ask(QUEUE, 1, 99)])
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", 1_000_000)
+    mine.mark(job, 7)
+    assert client.hget(keys.job("j"), "vf_at") == b"7"
+
+
+# The quarantine in a worker
+
+
+class Ward:
+    """One suspect in a worker with two lanes."""
+
+    def __init__(self, client, count: int = 1) -> None:
+        self.windows = {
+            lane: Window(max_tokens=1000, max_jobs=100) for lane in ("interactive", "bulk")
+        }
+        self.ledger = Ledger(client, "w1")
+        self.quarantine = Quarantine(self.ledger, self.windows, urgent=lambda: [FAST])
+
+    def claim(self):
+        (job,) = self.ledger.claim([Ask(QUEUE, 1, 99)])
+        self.windows["bulk"].take(job.tokens)
+        self.quarantine.take([job])
+        return job
+
+
+async def suspect(client, **fields):
+    await enqueue(client, "j")
+    client.hset(keys.job("j"), mapping={"vf_attempts": 1, **fields})
+    ward = Ward(client)
+    return ward, ward.claim()
+
+
+async def test_texts_run_one_by_one_the_named_first_the_condemned_never(client):
+    ward, job = await suspect(client, vf_named=3, vf_condemned="1,4")
+    ran = []
+
+    async def run(place):
+        ran.append((place, client.hget(keys.job("j"), "vf_at")))
+        if place == 2:
+            raise EngineFailed("no", indices=[0])
+        return place
+
+    told = await ward.quarantine.one_by_one(job, 6, run)
+    assert ran == [(3, b"3"), (0, b"0"), (2, b"2"), (5, b"5")]
+    assert [told[place] for place in (0, 3, 5)] == [0, 3, 5]
+    assert [type(told[place]) for place in (1, 2, 4)] == [PoisonText, EngineFailed, PoisonText]
+    with pytest.raises(PoisonText) as raised:
+        raise_errors(told)
+    assert raised.value.indices == (1, 4)
+
+
+async def test_a_suspect_waits_for_others_and_keeps_them_out(client):
+    ward, job = await suspect(client)
+    ward.windows["bulk"].take(10)  # another one runs
+    began = asyncio.Event()
+
+    async def run(place):
+        began.set()
+        with ward.quarantine.claiming("interactive", 0) as may:
+            assert not may
+        return place
+
+    task = asyncio.create_task(ward.quarantine.one_by_one(job, 1, run))
+
+    def interactive_may_claim():
+        with ward.quarantine.claiming("interactive", 0) as may:
+            return may
+
+    await eventually(interactive_may_claim)
+    assert client.hget(keys.job("j"), "vf_at") == b""
+    with ward.quarantine.claiming("bulk", 0) as may:
+        assert not may
+    assert not began.is_set()
+    ward.windows["bulk"].give_back(10)
+    assert await task == [0]
+    ward.quarantine.give_back(job)
+    with ward.quarantine.claiming("bulk", 0) as may:
+        assert may
+
+
+async def test_a_claim_that_is_under_way_is_waited_for(client):
+    ward, job = await suspect(client)
+    ran = []
+
+    async def run(place):
+        ran.append(place)
+
+    with ward.quarantine.claiming("interactive", 0) as may:
+        assert not may  # closed until the suspect waits
+    ward.quarantine._open(True)
+    with ward.quarantine.claiming("interactive", 0) as may:
+        assert may
+        task = asyncio.create_task(ward.quarantine.one_by_one(job, 1, run))
+        closed = asyncio.create_task(asyncio.to_thread(_until_closed, ward.quarantine))
+        await closed
+        assert not ran
+    await task
+    assert ran == [0]
+
+
+def _until_closed(quarantine):
+    wait_until(lambda: not quarantine._is_open)
+
+
+async def test_urgent_jobs_are_let_in_between_two_texts(client):
+    ward, job = await suspect(client)
+    await enqueue(client, "q", queue=FAST, route=Route())
+    seen = []
+
+    async def run(place):
+        await asyncio.sleep(0.06)
+        seen.append(client.hget(keys.job("j"), "vf_at"))
+        return place
+
+    task = asyncio.create_task(ward.quarantine.one_by_one(job, 6, run))
+
+    def visit():
+        with ward.quarantine.claiming("interactive", 0.05) as may:
+            return may and bool(seen)
+
+    assert await eventually(lambda: asyncio.to_thread(visit))
+    assert len(seen) < 6
+    await task
+    assert seen == [b"%d" % place for place in range(6)]
+
+
+async def test_a_lost_job_ends_its_quarantine(client):
+    ward, job = await suspect(client)
+
+    async def run(place):
+        async with connect_async(client.url) as connection:
+            await QueueClient(connection).cancel(["j"])
+        return place
+
+    with pytest.raises(JobCancelled):
+        await ward.quarantine.one_by_one(job, 3, run)
+
+
+def test_errors_of_one_kind_are_told_together():
+    told = [1, TextsTooLong(indices=[0]), 2, TextsTooLong(indices=[0])]
+    with pytest.raises(TextsTooLong) as raised:
+        raise_errors(told)
+    assert raised.value.indices == (1, 3)
+    assert raise_errors([1, 2]) == [1, 2]
+
+
+async def test_a_block_in_quarantine_costs_one_small_call_a_text(client):
+    ward, job = await suspect(client)
+
+    async def run(place):
+        return place
+
+    client.config_resetstat()
+    began = time.perf_counter()
+    await ward.quarantine.one_by_one(job, 256, run)
+    took_s = time.perf_counter() - began
+    calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert calls <= 256 + 2, f"{calls} calls in {took_s:.3f} s"
