@@ -10,9 +10,17 @@ from typing import Any
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from vecfleet.common.errors import ConfigError, QueueFull, RedisUnavailable, VecfleetError
+from vecfleet.common.errors import (
+    ConfigError,
+    QueueFull,
+    RedisUnavailable,
+    Unavailable,
+    VecfleetError,
+)
 from vecfleet.common.redis_connection import make_cancellable
 from vecfleet.common.settings import redact_url
 
@@ -28,6 +36,10 @@ def _options(**extra: Any) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "health_check_interval": 0,
+        # What a connection would ask for at its start, and no role's user may: which library this
+        # is, and notices that only Redis's cloud gives.
+        "driver_info": DriverInfo(name=None, lib_version=None),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         **extra,
     }
 
@@ -79,6 +91,11 @@ def translated() -> Iterator[None]:
     except redis.exceptions.BusyLoadingError as error:
         raise RedisUnavailable("Redis is loading its data", retry_after_s=2.0) from error
     except redis.exceptions.NoPermissionError as error:
+        if isinstance(error.__context__, redis.exceptions.NoScriptError):
+            raise Unavailable(
+                "no worker has given Redis the fleet's scripts yet, and this user may not",
+                retry_after_s=2.0,
+            ) from error
         raise ConfigError(f"this Redis user may not do that: {error}") from error
     except redis.exceptions.ResponseError as error:
         # Redis 6.2 reports a refusal inside a script as an error of that script.

@@ -9,9 +9,12 @@ RUN /opt/vecfleet/bin/pip install -c constraints/cpu.txt '.[gateway]' \
  && /opt/vecfleet/bin/vecfleet gateway --check
 
 FROM python:3.11-slim
-RUN useradd --system --uid 10001 --home-dir /nonexistent vecfleet
+RUN useradd --system --uid 10001 --home-dir /nonexistent vecfleet \
+ && install -d -o 10001 -m 700 /keys
 COPY --from=build /opt/vecfleet /opt/vecfleet
 ENV PATH=/opt/vecfleet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 EXPOSE 8000
+VOLUME /keys
+ENV VECFLEET_KEYS_FILE=/keys/keys.json
 CMD ["vecfleet", "gateway", "--host", "0.0.0.0", "--port", "8000"]

@@ -152,6 +152,7 @@ def gateway(
     """Run the HTTP gateway."""
     need("gateway", "fastapi", "uvicorn")
     chosen = with_given(settings, redis_url=redis_url, host=host, port=port, **given)
+    check_door(chosen)
     url = chosen.find_redis_url()
 
     def config(cls: Any) -> Any:
@@ -171,7 +172,7 @@ def gateway(
             admission=Admission(
                 chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
             ),
-        ).checked()
+        )
 
     return _run(_Role("vecfleet.gateway.main", "GatewayConfig", "run_gateway"), config, url, check)
 

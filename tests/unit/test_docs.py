@@ -119,7 +119,8 @@ def options_of(command: str) -> set[str]:
 
     lazy = COMMANDS[command]
     found = getattr(importlib.import_module(lazy.module), lazy.attribute)
-    return {option for parameter in found.params for option in parameter.opts}
+    commands = [found, *getattr(found, "commands", {}).values()]
+    return {option for one in commands for parameter in one.params for option in parameter.opts}
 
 
 def test_every_key_is_documented_and_no_other() -> None:
