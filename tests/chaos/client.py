@@ -1,9 +1,9 @@
 """A client as a process of its own, which may be killed: it continues from its ledger.
 
 ``producer`` calls the Producer API; acknowledged is what ``submit`` or ``delete_documents``
-returned for. ``http`` calls the gateway; acknowledged is what it answered with 202, or, with ``--until
-done``, what the submission then reported as done. It goes on until there is a file ``stop`` beside
-its ledger; each life does at least one operation, so none is left half done.
+returned for. ``http`` calls the gateway; acknowledged is what it answered with 202, or, with
+``--until done``, what the submission then reported as done. It goes on until there is a file
+``stop`` beside its ledger; each life does at least one operation, so none is left half done.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import redis
 from chaos.launch import Order
 from chaos.proxy import Proxy
 from chaos.roles import Nursery, Slot

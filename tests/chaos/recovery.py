@@ -15,8 +15,8 @@ from typing import Any
 
 from chaos.fleet import Fleet, Plan, settled_lines
 from chaos.oracle import examine
-from chaos.run import QUIET_S, Outcome, end_clients, strange_ends
 from chaos.roles import Slot
+from chaos.run import QUIET_S, Outcome, end_clients, strange_ends
 
 _TICK_S = 0.01
 _MOST_WAIT_S = 60.0

@@ -22,7 +22,6 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
-    "PYTHONPATH": str(Path(__file__).parents[1]),
     "VECFLEET_LOG_FORMAT": "text",
     "VECFLEET_MAX_CPU_PERCENT": "100",
     "VECFLEET_MAX_MEMORY_PERCENT": "100",
@@ -39,6 +38,8 @@ class Nursery:
         arguments = [sys.executable, "-m", "chaos.launch", "--serve"]
         if lease_s:
             arguments += ["--lease", str(lease_s)]
+        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 arguments,
@@ -46,7 +47,7 @@ class Nursery:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **_ENVIRONMENT},
+                env=environment,
                 preexec_fn=dies_with(os.getpid(), signal.SIGKILL),
             )
         self._lock = threading.Lock()
