@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vecfleet.gateway.config import GatewayLimits
+
+
+class _Outlet:
+    """A transport that takes nothing once it is closed, where uvloop's would raise.
+
+    uvicorn tells only the last of several pipelined requests that their connection has gone.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, unless the connection is closed or closing."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
 
 def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
@@ -19,6 +38,7 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.transport = _Outlet(transport)  # type: ignore[assignment]
             self._await_headers(limits.header_timeout_s)
 
         def connection_lost(self, exc: Exception | None) -> None:
