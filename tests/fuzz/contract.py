@@ -9,7 +9,6 @@ from urllib.parse import unquote_to_bytes
 
 import jsonschema_rs
 import orjson
-
 from fuzz.wire import Answer
 
 FLEET_AWAY = frozenset((503, 504))
@@ -42,7 +41,9 @@ class Contract:
         """Raise ``Broken`` unless ``answer`` to ``method target`` was declared; ``away``: the fleet
         was stopped, so that 503 and 504 are the right answers."""
         if answer.status == 0:
-            return  # closed without a word: only what is no HTTP is treated so, and counted apart
+            return (
+                None  # closed without a word: only what is no HTTP is treated so, and counted apart
+            )
         if answer.status >= 500 and not (away and answer.status in FLEET_AWAY):
             raise Broken(f"{answer.status}: {answer.body[:500]!r}")
         path = unquote_to_bytes(target.partition("?")[0].partition("#")[0]).decode(

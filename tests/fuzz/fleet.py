@@ -55,6 +55,12 @@ class LiveFleet:
         for role, process in self.roles.items():
             assert process.running(), f"{role} has ended:\n{process.output[-4000:]}"
 
+    def keep_logs(self, folder: Path) -> None:
+        """Write down what each role said last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for role, process in self.roles.items():
+            (folder / f"{role}.log").write_text(process.output[-200_000:])
+
     def log_of_failure(self) -> str:
         """What the gateway said of requests that failed in a way nobody foresaw."""
         lines = self.roles["gateway"].lines

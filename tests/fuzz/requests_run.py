@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-
 from fuzz.contract import Broken, Contract
 from fuzz.corpus import Request, generate, spread
 from fuzz.fleet import MODEL
