@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import msgpack
@@ -13,6 +14,7 @@ import msgpack
 from vecfleet.common.errors import CorruptPayload
 
 MAX_PAYLOAD_BYTES = 64 << 20
+_ZLIB = b"\x78"  # no msgpack array of four begins so
 
 
 def dumps(value: Any) -> bytes:
@@ -47,6 +49,24 @@ class Serializer:
     def loads(data: bytes) -> Any:
         """RQ's hook."""
         return loads(data)
+
+
+def inflate(data: bytes) -> bytes:
+    """A job's data without RQ's zlib, bounded: a small job must not become a large one in memory.
+
+    Stock queues compress, and so does RQ's requeue of one of our own jobs. Raises
+    ``CorruptPayload`` for more than ``MAX_PAYLOAD_BYTES``.
+    """
+    if data[:1] != _ZLIB:
+        return data
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, MAX_PAYLOAD_BYTES)
+    except zlib.error:
+        return data  # RQ reads data that was not compressed, so do we
+    if inflater.unconsumed_tail:
+        raise CorruptPayload(f"the job's data has more than {MAX_PAYLOAD_BYTES} bytes")
+    return plain
 
 
 def pack_call(function: str, payload: Any) -> bytes:

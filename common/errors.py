@@ -17,7 +17,8 @@ VecfleetError
 │   ├── UnknownModel            404  model_not_found
 │   ├── UnknownCollection       404  collection_not_found
 │   ├── UnknownDocument         404  document_not_found
-│   └── UnknownSubmission       404  submission_not_found
+│   ├── UnknownSubmission       404  submission_not_found
+│   └── UnknownEntry            404  dead_entry_not_found
 ├── Conflict                    409  conflict
 │   ├── CollectionConflict      409  collection_conflict
 │   └── SpaceMismatch           409  space_mismatch
@@ -215,6 +216,12 @@ class UnknownSubmission(NotFound):
     """There is no submission with this id, or it has expired."""
 
     code = "submission_not_found"
+
+
+class UnknownEntry(NotFound):
+    """The dead letter holds no such entry; somebody may have tried it again or dropped it."""
+
+    code = "dead_entry_not_found"
 
 
 class Conflict(VecfleetError):

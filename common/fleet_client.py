@@ -14,6 +14,7 @@ import redis.asyncio
 
 from vecfleet.common import codec, keys, limits, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
 from vecfleet.common.errors import (
@@ -60,6 +61,7 @@ class FleetClient:
         self.queues = QueueClient(client, admission)
         self.submissions = Submissions(client)
         self.directory = Directory(client)
+        self.dead_letter = DeadLetter(client, admission)
         self.box = ReplyBox(client)
         self._timeout_s = timeout_s
 

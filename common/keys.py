@@ -133,6 +133,11 @@ def job(job_id: str) -> str:
     return f"rq:job:{job_id}"
 
 
+def dead(queue: object) -> str:
+    """The dead letter of a queue: RQ's failed registry."""
+    return f"rq:failed:{queue}"
+
+
 def lease(queue: object) -> str:
     """The leases of the jobs that were claimed from ``queue``."""
     return f"vf:lease:{queue}"

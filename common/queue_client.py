@@ -80,7 +80,7 @@ class _Waiting:
 
 def client_scripts() -> list[str]:
     """The scripts that clients run, for those who may load scripts to load them."""
-    return [read_lua(_FOLDER, name) for name in ("enqueue", "cancel", "submission")]
+    return [read_lua(_FOLDER, name) for name in ("enqueue", "cancel", "submission", "dead_letter")]
 
 
 class QueueClient:

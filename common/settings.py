@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vecfleet.common import limits
 from vecfleet.common.engine_names import DtypeName, EngineName, PresetName, Quantization
 from vecfleet.common.errors import ConfigError
+from vecfleet.common.keys import DEAD_TTL_S
 
 PREFIX = "VECFLEET_"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -87,6 +88,7 @@ class Settings(BaseModel):
     max_queue_tokens: Count = 4_000_000
     max_queue_bytes: Count = 256 << 20
     max_merge_bytes: Count = 512 << 20
+    dead_ttl_s: Annotated[int, Field(ge=60)] = DEAD_TTL_S
     max_body_bytes: Count = limits.MAX_BODY_BYTES
     timeout_s: float = Field(30.0, gt=0)
 

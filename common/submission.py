@@ -83,7 +83,8 @@ class Submissions:
             tenant=fields.get("tenant", keys.DEFAULT_TENANT),
             documents=int(fields["documents"]) if "documents" in fields else None,
             committed=int(fields.get("committed_documents", 0)),
-            failed=int(fields.get("failed_documents", 0)),
+            # A document that was tried again may be in the index before its block is counted.
+            failed=max(0, int(fields.get("failed_documents", 0))),
             created_ms=int(fields["created_ms"]),
             done_ms=int(fields["done_ms"]) if "done_ms" in fields else None,
             errors=tuple(codec.loads(entry) for entry in errors),

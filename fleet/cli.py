@@ -64,6 +64,11 @@ COMMANDS: dict[str, _Lazy] = {
     "rerank": _Lazy(_CLIENT, "rerank", "Order documents by their relevance to a query."),
     "embed": _Lazy(_CLIENT, "embed", "Turn texts into vectors."),
     "collections": _Lazy(_CLIENT, "collections", "List, create and delete collections."),
+    "dead": _Lazy(
+        "vecfleet.fleet.dead_command",
+        "dead",
+        "See what could not be done; try it again or drop it.",
+    ),
     "status": _Lazy(_CLIENT, "status", "Show models, workers, queues and collections."),
 }
 

@@ -260,6 +260,7 @@ def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name:
             limits=ResourceLimits(
                 chosen.max_memory_percent, chosen.max_cpu_percent, chosen.resource_check_s
             ),
+            dead_ttl_s=chosen.dead_ttl_s,
         )
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)
@@ -305,7 +306,7 @@ def aggregator(
         return _run_both(chosen, url, home, niceness)
 
     def config(cls: Any) -> Any:
-        return cls(redis_url=url, data_dir=chosen.data, home=home)
+        return cls(redis_url=url, data_dir=chosen.data, home=home, dead_ttl_s=chosen.dead_ttl_s)
 
     if only == "writer" and not check:
         os.nice(niceness)

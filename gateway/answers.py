@@ -145,6 +145,25 @@ SUBMISSION = _object(
     errors=_list(_MAP),
 )
 
+_DEAD = {
+    "id": _STRING,
+    "collection": _STRING,
+    "tenant": _STRING,
+    "task": _STRING,
+    "submission": _STRING,
+    "error": _object(code=_STRING, message=_STRING),
+    "attempts": _COUNT,
+    "worker": _STRING,
+    "died_at": _TIME,
+    "version": _COUNT,
+    "count": _COUNT,
+    "documents": _list(_object(id=_STRING, text=_NAME)),
+}
+DEAD_ENTRY = _object(**_DEAD)
+DEAD_PAGE = _object(entries=_list(DEAD_ENTRY), cursor=_NAME)
+DEAD_RETRIED = _object(id=_STRING, queued={"const": True})
+DEAD_DROPPED = _object(id=_STRING, dropped={"const": True})
+
 _MODEL = _object(
     id=_STRING,
     object={"const": "model"},
@@ -212,7 +231,7 @@ LINKS_OF_INGEST = {
     "drop": _link("delete_one_collections", _INTO),
 }
 _ALWAYS = (400, 401, 403, 404, 429, 500, 503, 504)
-_WITH_BODY = (408, 409, 413)
+_WITH_BODY = (408, 409, 413, 422)
 _TEI_PATHS = {"/embed": (422, 424), "/rerank": (422, 424)}
 
 

@@ -12,6 +12,7 @@ from vecfleet.common.errors import VecfleetError
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.collections import Collections
 from vecfleet.gateway.config import GatewayConfig
+from vecfleet.gateway.dead import Dead
 from vecfleet.gateway.documents import Documents
 from vecfleet.gateway.door import Door
 from vecfleet.gateway.embeddings import Embeddings
@@ -66,6 +67,7 @@ def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None
         Documents(fleet),
         Collections(fleet, bodies),
         SubmissionRoutes(fleet),
+        Dead(fleet, bodies),
         Models(fleet),
         Health(fleet, keyring),
         MetricsRoute(fleet, metrics),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vecfleet.common.collection import Collection
+from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.directory import ServedModel
 from vecfleet.common.document import Block
 from vecfleet.common.fleet_state import FleetState
@@ -53,6 +54,11 @@ class Fleet(Protocol):
     @property
     def submissions(self) -> SubmissionBook:
         """The progress of what was submitted."""
+        ...
+
+    @property
+    def dead_letter(self) -> DeadLetter:
+        """What could not be done."""
         ...
 
     async def models(self) -> list[ServedModel]:

@@ -163,3 +163,4 @@ DOCUMENTS: Schema = {
         DOCUMENT,
     ]
 }
+DEAD_RETRY = _object(text=_STRING, document=_STRING)

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
 from vecfleet.common.collection import Collection
+from vecfleet.common.dead_letter import DeadEntry, DeadFilter, DeadPage, parse_since
 from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
@@ -243,6 +244,41 @@ class AsyncProducer:
     async def collections(self) -> list[Collection]:
         """All collections, by name."""
         return await (await self.fleet()).collections(tenant=self._tenant)
+
+    # The dead letter
+
+    async def dead(
+        self,
+        *,
+        collection: str | None = None,
+        code: str | None = None,
+        since: str | None = None,
+        cursor: str = "",
+        limit: int = 50,
+    ) -> DeadPage:
+        """What could not be done, the newest first; ``since`` as ``parse_since`` reads it."""
+        fleet = await self.fleet()
+        uid = None
+        if collection is not None:
+            uid = (await fleet.collection(collection, tenant=self._tenant)).uid
+        since_ms = None if since is None else parse_since(since)
+        wanted = DeadFilter(self._tenant, uid, code, since_ms)
+        return await fleet.dead_letter.page(wanted, cursor=cursor, limit=limit)
+
+    async def dead_entry(self, entry_id: str) -> DeadEntry:
+        """One entry with all its texts; raises ``UnknownEntry``."""
+        return await (await self.fleet()).dead_letter.get(entry_id, self._tenant)
+
+    async def retry_dead(
+        self, entry_id: str, *, text: str | None = None, document: str | None = None
+    ) -> DeadEntry:
+        """Queue an entry again, with ``text`` in place of the old one; see ``DeadLetter.retry``."""
+        letter = (await self.fleet()).dead_letter
+        return await letter.retry(entry_id, tenant=self._tenant, text=text, document=document)
+
+    async def drop_dead(self, entry_id: str) -> DeadEntry:
+        """Remove an entry for good; raises ``UnknownEntry``, ``Conflict``."""
+        return await (await self.fleet()).dead_letter.drop(entry_id, tenant=self._tenant)
 
     # Questions
 

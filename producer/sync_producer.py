@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys
 from vecfleet.common.collection import Collection
+from vecfleet.common.dead_letter import DeadEntry, DeadPage
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.queue_client import Admission
@@ -127,6 +128,36 @@ class Producer:
     ) -> int:
         """As ``AsyncProducer.delete_documents``."""
         return self._call(self._inner.delete_documents(collection, ids, version=version))
+
+    def dead(
+        self,
+        *,
+        collection: str | None = None,
+        code: str | None = None,
+        since: str | None = None,
+        cursor: str = "",
+        limit: int = 50,
+    ) -> DeadPage:
+        """As ``AsyncProducer.dead``."""
+        return self._call(
+            self._inner.dead(
+                collection=collection, code=code, since=since, cursor=cursor, limit=limit
+            )
+        )
+
+    def dead_entry(self, entry_id: str) -> DeadEntry:
+        """As ``AsyncProducer.dead_entry``."""
+        return self._call(self._inner.dead_entry(entry_id))
+
+    def retry_dead(
+        self, entry_id: str, *, text: str | None = None, document: str | None = None
+    ) -> DeadEntry:
+        """As ``AsyncProducer.retry_dead``."""
+        return self._call(self._inner.retry_dead(entry_id, text=text, document=document))
+
+    def drop_dead(self, entry_id: str) -> DeadEntry:
+        """As ``AsyncProducer.drop_dead``."""
+        return self._call(self._inner.drop_dead(entry_id))
 
     def create_collection(self, name: str, **settings: Any) -> Collection:
         """As ``AsyncProducer.create_collection``."""

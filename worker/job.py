@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +37,7 @@ class ClaimedJob:
     is_stock: bool = False  # enqueued by a stock RQ Queue: nobody admitted it
     timeout_s: float | None = None
     result_ttl_s: int = keys.RESULT_TTL_S
+    size: int = 0  # bytes of its data
     error: VecfleetError | None = None  # why the data could not be read
 
     @property
@@ -145,38 +145,19 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         is_stock=is_stock,
         timeout_s=float(_whole(timeout)) or None,
         result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),
+        size=len(data),
         error=error,
     )
 
 
-_ZLIB = b"\x78"  # no msgpack array of four begins so
-
-
 def _read_call(data: bytes) -> tuple[str, Any, VecfleetError | None]:
     try:
-        function, arguments, keywords = codec.unpack_call(_inflate(data))
+        function, arguments, keywords = codec.unpack_call(codec.inflate(data))
         if len(arguments) != 1 or keywords:
             raise CorruptPayload(f"{function} takes one argument, the payload")
         return function, arguments[0], None
     except VecfleetError as error:
         return "", None, error
-
-
-def _inflate(data: bytes) -> bytes:
-    """RQ's zlib, bounded: a small job must not become a large one in memory.
-
-    Stock queues compress, and so does RQ's requeue of one of our own jobs.
-    """
-    if data[:1] != _ZLIB:
-        return data
-    inflater = zlib.decompressobj()
-    try:
-        plain = inflater.decompress(data, codec.MAX_PAYLOAD_BYTES)
-    except zlib.error:
-        return data  # RQ reads data that was not compressed, so do we
-    if inflater.unconsumed_tail:
-        raise CorruptPayload(f"the job's data has more than {codec.MAX_PAYLOAD_BYTES} bytes")
-    return plain
 
 
 def _whole(value: bytes | None, least: int = 0) -> int:

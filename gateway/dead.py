@@ -1,0 +1,149 @@
+"""The dead letter over HTTP: look at entries, try them again, with another text too, drop them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vecfleet.common.api_keys import Scope
+from vecfleet.common.dead_letter import MAX_PAGE, DeadEntry, DeadFilter, parse_since
+from vecfleet.common.errors import InvalidInput, Unavailable
+from vecfleet.gateway import answers, fields, schemas
+from vecfleet.gateway.body import Bodies
+from vecfleet.gateway.context import context_of, tenant_of
+from vecfleet.gateway.fleet import Fleet
+from vecfleet.gateway.query import query_only, query_whole
+from vecfleet.gateway.routing import Routes, json_response
+
+_SCOPES: tuple[Scope, ...] = ("ingest", "admin")
+_QUERY: dict[str, dict[str, Any]] = {
+    "collection": {"type": "string"},
+    "code": {"type": "string"},
+    "since": {"type": "string"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50},
+    "cursor": {"type": "string"},
+}
+_FIELDS = frozenset(("text", "document"))
+_PREVIEW_CHARACTERS = 200
+_MAX_WORD = 1024
+
+
+class Dead:
+    """A tenant's own entries."""
+
+    def __init__(self, fleet: Fleet, bodies: Bodies) -> None:
+        self._fleet = fleet
+        self._bodies = bodies
+
+    def routes(self) -> Routes:
+        """The router."""
+        one = "/dead/{entry}"
+        routes = Routes("dead")
+        routes.add(
+            "GET",
+            "/dead",
+            self.list,
+            says="What could not be done, the newest first",
+            query=_QUERY,
+            scopes=_SCOPES,
+            answer=answers.DEAD_PAGE,
+        )
+        routes.add(
+            "GET",
+            one,
+            self.read,
+            says="One entry with its texts",
+            scopes=_SCOPES,
+            answer=answers.DEAD_ENTRY,
+        )
+        routes.add(
+            "POST",
+            f"{one}/retry",
+            self.retry,
+            says="Try an entry again, with another text at will",
+            body=schemas.DEAD_RETRY,
+            needs_body=False,
+            status=202,
+            scopes=_SCOPES,
+            answer=answers.DEAD_RETRIED,
+        )
+        routes.add(
+            "DELETE",
+            one,
+            self.drop,
+            says="Remove an entry for good",
+            scopes=_SCOPES,
+            answer=answers.DEAD_DROPPED,
+            errors=(409,),
+        )
+        return routes
+
+    async def list(self, request: Request) -> Response:
+        """A page; texts are cut to 200 characters."""
+        query_only(request, frozenset(_QUERY))
+        tenant = tenant_of(request)
+        asked = {name: _word(request, name) for name in ("collection", "code", "since", "cursor")}
+        uid = None
+        if asked["collection"] is not None:
+            uid = (await self._fleet.collection(asked["collection"], tenant=tenant)).uid
+        since = None if asked["since"] is None else parse_since(asked["since"])
+        page = await self._fleet.dead_letter.page(
+            DeadFilter(tenant, uid, asked["code"], since),
+            cursor=asked["cursor"] or "",
+            limit=query_whole(request, "limit", 1, MAX_PAGE) or 50,
+        )
+        names = await self._names(tenant)
+        return json_response(
+            {
+                "entries": [
+                    entry.to_wire(names.get(entry.uid, ""), _PREVIEW_CHARACTERS)
+                    for entry in page.entries
+                ],
+                "cursor": page.cursor or None,
+            }
+        )
+
+    async def read(self, request: Request) -> Response:
+        """The entry with its whole texts."""
+        tenant = tenant_of(request)
+        entry = await self._fleet.dead_letter.get(_id(request), tenant)
+        return json_response(entry.to_wire((await self._names(tenant)).get(entry.uid, "")))
+
+    async def retry(self, request: Request) -> Response:
+        """202: it is in its queue again, with the version that it had."""
+        body: dict[str, Any] = {}
+        if context_of(request).body_open:
+            body = await self._bodies.read_object(request)
+        fields.only(body, _FIELDS)
+        document = body.get("document")
+        if document is not None and not isinstance(document, str):
+            raise InvalidInput("document must be a string", field="document")
+        entry: DeadEntry = await self._fleet.dead_letter.retry(
+            _id(request), tenant=tenant_of(request), text=body.get("text"), document=document
+        )
+        return json_response({"id": entry.id, "queued": True}, 202)
+
+    async def drop(self, request: Request) -> Response:
+        """It is gone, with its texts."""
+        entry = await self._fleet.dead_letter.drop(_id(request), tenant=tenant_of(request))
+        return json_response({"id": entry.id, "dropped": True})
+
+    async def _names(self, tenant: str) -> dict[str, str]:
+        """The collections' names by uid; none while nobody knows them."""
+        try:
+            return {c.uid: c.name for c in await self._fleet.collections(tenant=tenant)}
+        except Unavailable:
+            return {}
+
+
+def _id(request: Request) -> str:
+    return str(request.path_params["entry"])
+
+
+def _word(request: Request, name: str) -> str | None:
+    value = request.query_params.get(name)
+    if value is not None and len(value) > _MAX_WORD:
+        raise InvalidInput(f"{name} has more than {_MAX_WORD} characters", field=name)
+    return value

@@ -1,0 +1,385 @@
+"""The dead letter on a real Redis: what it shows, and that an entry is taken out once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from rq.registry import FailedJobRegistry
+
+from vecfleet.common import codec, keys, payloads
+from vecfleet.common.codec import Serializer
+from vecfleet.common.dead_letter import DeadFilter, DeadLetter, parse_since
+from vecfleet.common.errors import (
+    Conflict,
+    EmptyText,
+    EngineFailed,
+    InvalidInput,
+    JobCancelled,
+    PoisonText,
+    QueueFull,
+    TextTooLong,
+    UnknownEntry,
+)
+from vecfleet.common.queue_client import Admission, NewJob, QueueClient, Route
+from vecfleet.common.redis_client import connect, connect_async, read_lua
+from vecfleet.common.submission import Submissions
+from vecfleet.worker import ledger as ledger_module
+from vecfleet.worker.job import Commit, Failure, HandOn, Refused, Settlement
+from vecfleet.worker.ledger import Ask, Ledger
+
+UID = "c0ffee"
+QUEUE = keys.embed_queue("5pace", "bulk")
+THEIRS = keys.embed_queue("5pace", "bulk", "acme")
+MERGE = keys.merge_queue(UID)
+MERGED = codec.pack_call(payloads.MERGE, b"shard")
+
+
+@pytest.fixture
+def client(redis_server_factory, each_redis_binary):
+    server = redis_server_factory(binary=each_redis_binary, append_only=False)
+    with connect(server.url) as connection:
+        connection.url = server.url
+        yield connection
+
+
+@pytest.fixture
+async def fleet(client):
+    async with connect_async(client.url) as connection:
+        yield Fleet(client, connection)
+
+
+class Fleet:
+    """A submission of blocks, a worker that refuses what it is told to, and the dead letter."""
+
+    def __init__(self, client, connection) -> None:
+        self.client = client
+        self.queues = QueueClient(connection)
+        self.submissions = Submissions(connection)
+        self.letter = DeadLetter(connection)
+        self.ledger = Ledger(client, "w1")
+
+    async def enqueue(self, sub, place, count, queue=QUEUE):
+        await self.submissions.open(sub, tenant="-", collection="c", uid=UID)
+        ids = [f"{sub}-{place}-{n}" for n in range(count)]
+        data = codec.pack_call(payloads.EMBED, {"ids": ids, "texts": [f"text {i}" for i in ids]})
+        job = NewJob(f"{sub}-{place}", data, 10 * count, place, count)
+        route = Route(submission=sub, merge_queue=str(MERGE), version_uid=UID)
+        return (await self.queues.enqueue(queue, [job], route)).numbers[0]
+
+    def refuse(self, bad, error=None, queue=QUEUE):
+        """Embed the next job but for the texts at ``bad``."""
+        (job,) = self.ledger.claim([Ask(queue, 1, 9999)])
+        payload = job.payload
+        refused = []
+        for place in bad:
+            alone = {"ids": [payload["ids"][place]], "texts": [payload["texts"][place]]}
+            data = codec.pack_call(payloads.EMBED, alone)
+            why = error or EngineFailed("no", field="text")
+            refused.append(Refused(place, payload["ids"][place], why, data, 7))
+        left = job.documents - len(refused)
+        outcome = HandOn(str(MERGE), MERGED, left, refused) if left else Commit(0, {}, refused)
+        assert self.ledger.settle([Settlement(job, outcome)]) == [True]
+
+    def merge(self):
+        (job,) = self.ledger.claim([Ask(MERGE, 1, 9999)])
+        assert self.ledger.settle([Settlement(job, Commit(job.documents, {}))]) == [True]
+        return job
+
+    def fail(self, queue=QUEUE, error=None):
+        (job,) = self.ledger.claim([Ask(queue, 1, 9999)])
+        failure = Failure(error or InvalidInput("no", field="ids"))
+        assert self.ledger.settle([Settlement(job, failure)]) == [True]
+        return job
+
+
+async def test_an_entry_tells_all_about_its_document(fleet):
+    version = await fleet.enqueue("s", 3, 5)
+    fleet.refuse([1, 4])
+    page = await fleet.letter.page()
+    assert (page.cursor, [e.id for e in page.entries]) == ("", ["s-3-refused-4", "s-3-refused-1"])
+    entry = page.entries[1]
+    assert (entry.uid, entry.task, entry.tenant, entry.submission) == (UID, "embed", "-", "s")
+    assert (entry.code, entry.message) == ("engine_failed", "no")
+    assert (entry.attempts, entry.worker, entry.version, entry.count) == (1, "w1", version, 1)
+    assert [(d.id, d.text) for d in entry.documents] == [("s-3-1", "text s-3-1")]
+    seconds, _ = fleet.client.time()
+    assert abs(entry.died_ms / 1000 - seconds) < 60
+    assert await fleet.letter.get(entry.id) == entry
+    registry = FailedJobRegistry(str(QUEUE), connection=fleet.client, serializer=Serializer)
+    assert set(registry.get_job_ids()) == {e.id for e in page.entries}
+
+
+async def test_a_whole_block_is_an_entry_with_all_its_texts(fleet):
+    await fleet.enqueue("s", 0, 3)
+    fleet.fail()
+    (entry,) = (await fleet.letter.page()).entries
+    assert (entry.id, entry.code, entry.count) == ("s-0", "invalid_input", 3)
+    assert [d.text for d in entry.documents] == ["text s-0-0", "text s-0-1", "text s-0-2"]
+
+
+async def test_pages_hold_each_entry_once_the_newest_first(fleet):
+    for block in range(7):
+        await fleet.enqueue("s", block, 40, THEIRS if block % 2 else QUEUE)
+        fleet.refuse(range(30), queue=THEIRS if block % 2 else QUEUE)
+    seen, cursor = [], ""
+    while True:
+        page = await fleet.letter.page(cursor=cursor, limit=16)
+        seen += page.entries
+        cursor = page.cursor
+        if not cursor:
+            break
+    assert len({e.id for e in seen}) == len(seen) == 210
+    theirs = await fleet.letter.page(DeadFilter(tenant="acme"), limit=100)
+    assert {e.tenant for e in theirs.entries} == {"acme"}
+    assert len(theirs.entries) == 90
+
+
+async def test_filters(fleet):
+    await fleet.enqueue("s", 0, 4)
+    fleet.refuse([0, 1], PoisonText(field="text"))
+    await fleet.enqueue("s", 1, 4)
+    fleet.refuse([2])
+
+    async def ids(**wanted):
+        return {e.id for e in (await fleet.letter.page(DeadFilter(**wanted))).entries}
+
+    assert await ids(code="poison_text") == {"s-0-refused-0", "s-0-refused-1"}
+    assert await ids(uid="other") == set()
+    assert len(await ids(uid=UID)) == 3
+    assert len(await ids(since_ms=1)) == 3
+    assert await ids(since_ms=1 << 50) == set()
+    with pytest.raises(InvalidInput):
+        await fleet.letter.page(cursor="!")
+    with pytest.raises(InvalidInput):
+        await fleet.letter.page(limit=101)
+
+
+async def test_a_retry_keeps_the_version_and_is_counted_once(fleet):
+    version = await fleet.enqueue("s", 0, 4)
+    await fleet.submissions.close("s", blocks=1, documents=4)
+    fleet.refuse([2])
+    fleet.merge()
+    state = await fleet.submissions.get("s")
+    assert (state.state, state.committed, state.failed) == ("done", 3, 1)
+    await fleet.letter.retry("s-0-refused-2")
+    assert (await fleet.letter.page()).entries == ()
+    assert fleet.client.hget(keys.load(QUEUE), "tokens") == b"7"
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    assert (job.version, job.is_apart, job.attempts, job.documents) == (version, True, 1, 1)
+    assert fleet.ledger.settle([Settlement(job, HandOn(str(MERGE), MERGED, 1))]) == [True]
+    assert fleet.merge().version == version
+    state = await fleet.submissions.get("s")
+    assert (state.state, state.committed, state.failed) == ("done", 4, 0)
+    assert fleet.client.zcard(keys.outstanding(UID)) == 0
+    assert fleet.client.keys("rq:job:*") == []
+
+
+async def test_a_retry_that_overtakes_its_block_is_counted_right(fleet):
+    await fleet.enqueue("s", 0, 4)
+    fleet.refuse([2])
+    (block,) = fleet.ledger.claim([Ask(MERGE, 1, 9999)])
+    await fleet.letter.retry("s-0-refused-2")
+    (late,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    fleet.ledger.settle([Settlement(late, HandOn(str(MERGE), MERGED, 1))])
+    fleet.merge()
+    assert (await fleet.submissions.get("s")).failed == 0
+    fleet.ledger.settle([Settlement(block, Commit(block.documents, {}))])
+    state = await fleet.submissions.get("s")
+    assert (state.committed, state.failed) == (4, 0)
+
+
+async def test_a_whole_block_that_is_tried_again_counts_once(fleet):
+    await fleet.enqueue("s", 0, 3)
+    await fleet.submissions.close("s", blocks=1, documents=3)
+    fleet.fail()
+    assert (await fleet.submissions.get("s")).failed == 3
+    await fleet.letter.retry("s-0")
+    fleet.refuse([])
+    fleet.merge()
+    state = await fleet.submissions.get("s")
+    assert (state.committed, state.failed) == (3, 0)
+
+
+async def test_what_fails_again_is_the_same_entry(fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([1])
+    await fleet.letter.retry("s-0-refused-1")
+    fleet.fail(error=EngineFailed("still no"))
+    (entry,) = (await fleet.letter.page()).entries
+    assert (entry.id, entry.message, entry.submission) == ("s-0-refused-1", "still no", "s")
+
+
+async def test_a_retry_with_another_text(fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([1], PoisonText())
+    for bad, error in (("", EmptyText), ("x" * 300_000, TextTooLong), ("\ud800", InvalidInput)):
+        with pytest.raises(error):
+            await fleet.letter.retry("s-0-refused-1", text=bad)
+    with pytest.raises(InvalidInput, match="no document"):
+        await fleet.letter.retry("s-0-refused-1", text="good", document="other")
+    assert len((await fleet.letter.page()).entries) == 1
+    await fleet.letter.retry("s-0-refused-1", text="a better text")
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    assert job.payload == {"ids": ["s-0-1"], "texts": ["a better text"]}
+    assert not job.is_suspect
+
+
+async def test_in_a_block_the_document_is_named(fleet):
+    await fleet.enqueue("s", 0, 3)
+    fleet.fail()
+    with pytest.raises(InvalidInput, match="3 documents"):
+        await fleet.letter.retry("s-0", text="better")
+    await fleet.letter.retry("s-0", text="better", document="s-0-1")
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    assert job.payload["texts"] == ["text s-0-0", "better", "text s-0-2"]
+
+
+async def test_what_killed_stays_a_suspect(fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([1], PoisonText())
+    await fleet.letter.retry("s-0-refused-1")
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    assert job.is_suspect
+
+
+async def test_of_two_who_retry_one_wins_and_the_other_is_told(fleet):
+    await fleet.enqueue("s", 0, 1)
+    fleet.refuse([0])
+    for _ in range(20):
+        told = await asyncio.gather(
+            *(fleet.letter.retry("s-0-refused-0") for _ in range(5)),
+            *(fleet.letter.drop("none") for _ in range(2)),
+            return_exceptions=True,
+        )
+        kinds = [type(one).__name__ for one in told]
+        assert kinds.count("DeadEntry") == 1
+        assert set(kinds) <= {"DeadEntry", "Conflict", "UnknownEntry"}
+        assert fleet.client.llen(keys.queue_list(QUEUE)) == 1
+        fleet.fail(error=EngineFailed("again"))
+
+
+async def test_an_entry_that_changed_since_it_was_read_is_left_alone(fleet):
+    await fleet.enqueue("s", 0, 1)
+    fleet.refuse([0])
+    entry = await fleet.letter.get("s-0-refused-0")
+    await fleet.letter.retry(entry.id)
+    fleet.client.eval("return redis.call('TIME')", 0)
+    fleet.fail(error=EngineFailed("again"))
+    fleet.client.hset(keys.job(entry.id), "vf_died", entry.died_ms + 5)
+    with pytest.raises(Conflict):
+        await fleet.letter._take_out("drop", entry)
+    assert len((await fleet.letter.page()).entries) == 1
+
+
+async def test_dropping(fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([0])
+    assert fleet.client.zcard(keys.outstanding(UID)) == 2
+    await fleet.letter.drop("s-0-refused-0")
+    assert fleet.client.keys("*refused*") == []
+    assert fleet.client.zrange(keys.outstanding(UID), 0, -1) == [b"s-0"]
+    with pytest.raises(UnknownEntry):
+        await fleet.letter.drop("s-0-refused-0")
+
+
+async def test_tenants_do_not_reach_each_others_entries(fleet):
+    await fleet.enqueue("s", 0, 1, THEIRS)
+    fleet.refuse([0], queue=THEIRS)
+    for call in (
+        fleet.letter.get("s-0-refused-0", "-"),
+        fleet.letter.retry("s-0-refused-0", tenant="-"),
+    ):
+        with pytest.raises(UnknownEntry):
+            await call
+    assert (await fleet.letter.get("s-0-refused-0", "acme")).tenant == "acme"
+
+
+@pytest.mark.parametrize("name", ["", "x", "s-0", "a" * 300, "../../etc", "\0", "rq:queues", "ü"])
+async def test_what_is_no_entry_is_not_found(fleet, name):
+    await fleet.enqueue("s", 0, 1)  # it waits: it is not dead
+    for call in (fleet.letter.get(name), fleet.letter.retry(name), fleet.letter.drop(name)):
+        with pytest.raises(UnknownEntry):
+            await call
+
+
+async def test_a_cancelled_submissions_block_is_not_tried_again(fleet):
+    await fleet.enqueue("s", 0, 1)
+    fleet.fail()
+    await fleet.submissions.cancel("s")
+    with pytest.raises(JobCancelled):
+        await fleet.letter.retry("s-0")
+
+
+async def test_a_retry_waits_for_room(fleet):
+    await fleet.enqueue("s", 0, 1)
+    fleet.fail()
+    await fleet.enqueue("s", 1, 1)
+    small = DeadLetter(fleet.letter._redis, Admission(max_tokens=15))
+    with pytest.raises(QueueFull):
+        await small.retry("s-0")
+    assert len((await fleet.letter.page()).entries) == 1
+
+
+async def test_the_dead_letter_forgets_after_its_time(client, fleet):
+    fleet.ledger = Ledger(client, "w1", dead_ttl_s=100)
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([0])
+    key = keys.job("s-0-refused-0")
+    assert 0 < client.ttl(key) <= 100
+    client.delete(key)  # as when its time has come
+    assert (await fleet.letter.page()).entries == ()
+    client.zadd(keys.dead(QUEUE), {"s-0-refused-0": 1})
+    await fleet.enqueue("s", 1, 2)
+    fleet.refuse([1])  # whatever is buried next sweeps
+    assert client.zrange(keys.dead(QUEUE), 0, -1) == [b"s-1-refused-1"]
+
+
+async def test_the_watermark_waits_for_what_is_dead(fleet):
+    first = await fleet.enqueue("s", 0, 2)
+    await fleet.enqueue("s", 1, 2)
+    fleet.refuse([0])
+    fleet.refuse([])
+    fleet.merge()
+    fleet.merge()
+    script = fleet.client.register_script(read_lua(ledger_module._FOLDER, "watermark"))
+    names = [keys.outstanding(UID), keys.version(UID)]
+    assert script(keys=names, args=[100]) == first
+    await fleet.letter.retry("s-0-refused-0")
+    assert script(keys=names, args=[100]) == first
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    fleet.ledger.settle([Settlement(job, HandOn(str(MERGE), MERGED, 1))])
+    assert script(keys=names, args=[100]) == first
+    fleet.merge()
+    assert script(keys=names, args=[100]) > first
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_rqs_own_requeue_still_does_the_right_thing(fleet, whole):
+    version = await fleet.enqueue("s", 0, 3)
+    await fleet.submissions.close("s", blocks=1, documents=3)
+    if whole:
+        fleet.fail()
+    else:
+        fleet.refuse([1])
+        fleet.merge()
+    (entry,) = (await fleet.letter.page()).entries
+    registry = FailedJobRegistry(str(QUEUE), connection=fleet.client, serializer=Serializer)
+    registry.requeue(entry.id)
+    assert (await fleet.letter.page()).entries == ()
+    (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
+    assert (job.error, job.version) == (None, version)
+    fleet.ledger.settle([Settlement(job, HandOn(str(MERGE), MERGED, job.documents))])
+    fleet.merge()
+    state = await fleet.submissions.get("s")
+    assert (state.state, state.committed, state.failed) == ("done", 3, 0)
+
+
+def test_moments():
+    assert parse_since("1700000000") == 1_700_000_000_000
+    assert parse_since("2023-11-14T22:13:20+00:00") == 1_700_000_000_000
+    assert parse_since("2023-11-14T22:13:20") == 1_700_000_000_000
+    assert parse_since("2h") < parse_since("1h")
+    for bad in ("", "yesterday", "5x", "9" * 40, "-1", "99999999999999d"):
+        with pytest.raises(InvalidInput):
+            parse_since(bad)
