@@ -77,12 +77,12 @@ def find(target: str) -> tuple[type, str, Any]:
     return owner, method, function
 
 
-def install(name: str, nth: int) -> None:
-    """Have this process kill itself with SIGKILL at the ``nth`` pass of point ``name``."""
+def install(name: str, nth: int, number: int = signal.SIGKILL) -> None:
+    """Have this process send itself SIGKILL or SIGSTOP at the ``nth`` pass of a point."""
     if name not in POINTS:
         raise LookupError(f"{name} is no crash point; there are: {', '.join(POINTS)}")
     point = POINTS[name]
-    passes = _Passes(nth)
+    passes = _Passes(nth, number)
     owner, method, function = find(point.target)
     if point.step:
         _give_crash_point(owner, method, function, point.step, passes)
@@ -91,17 +91,19 @@ def install(name: str, nth: int) -> None:
 
 
 class _Passes:
-    """Counts, and ends the process at the last one."""
+    """Counts, and ends or stops the process at the last one."""
 
-    def __init__(self, nth: int) -> None:
+    def __init__(self, nth: int, number: int) -> None:
         self._left = nth
+        self._number = number
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
         with self._lock:
             self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            is_last = self._left == 0
+        if is_last:
+            os.kill(os.getpid(), self._number)
 
 
 def _wrapped(function: Any, point: Point, passes: _Passes) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ class Plan:
     producers: int = 2
     http_clients: int = 2
     operations: int = 0  # of each client; 0: until it is told to stop
-    pause_s: float = 0.02  # between a client's operations
+    pause_s: float = 0.05  # between a client's operations
     until: str = "accepted"  # what an HTTP client takes for an acknowledgement
     step_s: float = 0.01
     mutants: tuple[tuple[str, str], ...] = ()  # (role, name)
@@ -264,7 +264,7 @@ class Fleet:
 
 def with_mutant(plan: Plan, name: str) -> Plan:
     """``plan`` with a mutant in the roles that it concerns."""
-    roles = ("worker", "aggregator") if name == "no_settle_fence" else ("aggregator",)
+    roles = ("worker", "aggregator") if name == "no_fence" else ("aggregator",)
     return replace(plan, mutants=tuple((role, name) for role in roles))
 
 

@@ -50,6 +50,7 @@ class Order:
     log: str = ""  # where its output goes
     crash_at: str = ""
     nth: int = 1
+    signal_there: int = signal.SIGKILL  # or SIGSTOP
     mutant: str = ""
     trace: str = ""  # where it notes the settlements that Redis accepted
     step_s: float = 0.0  # how long the fake engine takes for a step
@@ -139,7 +140,7 @@ def run(order: Order) -> int:
     if order.disk_full:
         _fill_disk(order.disk_full)
     if order.crash_at:
-        crash_points.install(order.crash_at, order.nth)
+        crash_points.install(order.crash_at, order.nth, order.signal_there)
     if order.trace:
         _trace_settlements(order.trace)
     if order.arguments[0] == "client":

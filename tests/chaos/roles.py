@@ -107,13 +107,16 @@ class Slot:
         """The name that a worker has in Redis."""
         return f"{self.name}-{self.life}"
 
-    def start(self, crash_at: str = "", nth: int = 1) -> None:
-        """Begin a new life, which ends at a crash point where one is named."""
+    def start(self, crash_at: str = "", nth: int = 1, *, stops: bool = False) -> None:
+        """Begin a new life, which ends (or ``stops``) at a crash point where one is named."""
         self.life += 1
         self.crash_at = crash_at
         self.is_stopped = self.was_killed = False
         arguments = tuple(a.replace("{life}", str(self.life)) for a in self.order.arguments)
-        order = replace(self.order, arguments=arguments, crash_at=crash_at, nth=nth)
+        number = int(signal.SIGSTOP if stops else signal.SIGKILL)
+        order = replace(
+            self.order, arguments=arguments, crash_at=crash_at, nth=nth, signal_there=number
+        )
         self.pid = self.nursery.start(order)
 
     def running(self) -> bool:
@@ -126,6 +129,14 @@ class Slot:
         self.codes.append(code)
         self.pid = 0
         return False
+
+    def has_stopped(self) -> bool:
+        """Whether it stands still, by SIGSTOP."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def kill(self) -> None:
         """kill -9."""

@@ -1,0 +1,103 @@
+"""The promise under the faults of docs/guarantees.md, in a share that fits a test run.
+
+A failure prints the seed; ``make chaos SEED=...`` runs the plan of a storm again.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chaos.crash_points import POINTS
+from chaos.faults import NETWORK
+from chaos.fleet import Fleet
+from chaos.points import sweep
+from chaos.power import cut_off_the_last_second
+from chaos.recovery import recoveries
+from chaos.run import replay, storm
+from chaos.scenes import QUICK, finish, stop_past_lease, wait, wait_for_progress
+
+SEED = random.SystemRandom().randrange(1_000_000)
+CALLS = 10
+
+
+@pytest.fixture(autouse=True)
+def told_seed():
+    print(f"seed {SEED}")
+
+
+def test_a_death_at_each_crash_point_loses_and_doubles_nothing(tmp_path):
+    outcome = sweep(tmp_path, seed=SEED)
+    assert outcome.is_kept, (outcome.failures, replay("--points 1 --duration 0 --recovery 0", SEED))
+    assert set(outcome.fired) == set(POINTS)
+    assert outcome.acknowledged > 100
+
+
+def test_a_storm_of_faults_loses_and_doubles_nothing(tmp_path):
+    plan = replace(QUICK, seed=SEED, aggregators=2, small_disk=True)
+    outcome = storm(tmp_path, plan, duration_s=12.0, gap_s=0.2)
+    assert outcome.is_kept, (outcome.failures, replay("--duration 12 --recovery 0", SEED))
+    assert sum(outcome.kills.values()) >= 10
+    assert outcome.acknowledged > 100
+
+
+def test_a_bad_network_loses_and_doubles_nothing(tmp_path):
+    weights = dict.fromkeys((*NETWORK, "kill"), 1)
+    outcome = storm(tmp_path, replace(QUICK, seed=SEED), duration_s=8.0, gap_s=0.3, weights=weights)
+    assert outcome.is_kept, (outcome.failures, SEED)
+    assert sum(outcome.faults.values()) >= 5
+
+
+def test_a_writer_that_stood_still_does_no_harm_when_it_goes_on(tmp_path):
+    with Fleet(tmp_path, replace(QUICK, seed=SEED, aggregators=2)) as fleet:
+        wait_for_progress(fleet, CALLS)
+        zombie, heir = fleet.of("aggregator")
+        heir.kill()
+        stop_past_lease(fleet, zombie, "aggregator.before_commit")
+        wait(fleet, lambda: 1 in zombie.codes, "the writer that was taken over has ended")
+        wait_for_progress(fleet, CALLS)
+        verdict, strange = finish(fleet)
+        assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+        assert "another writer has taken" in Path(zombie.order.log).read_text().lower()
+
+
+@pytest.mark.parametrize("persistence", ["always", "everysec"])
+def test_a_killed_redis_that_keeps_its_file_loses_nothing(persistence, tmp_path):
+    with Fleet(tmp_path, replace(QUICK, seed=SEED, persistence=persistence)) as fleet:
+        for _ in range(2):
+            wait_for_progress(fleet, CALLS)
+            fleet.restart_redis()
+        wait_for_progress(fleet, CALLS)
+        verdict, strange = finish(fleet)
+        assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+
+
+def test_a_redis_that_keeps_nothing_leaves_nobody_waiting(tmp_path):
+    """Clients hear that their jobs are lost, or notice it, and send them again."""
+    plan = replace(QUICK, seed=SEED, persistence="none", until="done")
+    with Fleet(tmp_path, plan) as fleet:
+        for _ in range(2):
+            wait_for_progress(fleet, CALLS)
+            fleet.restart_redis()
+        wait_for_progress(fleet, 2 * CALLS)
+        verdict, strange = finish(fleet, redis_lost_data=True)
+        assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+
+
+def test_a_power_cut_loses_at_most_the_last_second_and_is_noticed(tmp_path):
+    plan = replace(QUICK, seed=SEED, persistence="everysec", until="done")
+    with Fleet(tmp_path, plan) as fleet:
+        for _ in range(2):
+            wait_for_progress(fleet, CALLS)
+            fleet.restart_redis(lose=lambda: cut_off_the_last_second(fleet.server))
+        wait_for_progress(fleet, 2 * CALLS)
+        verdict, strange = finish(fleet, redis_lost_data=True)
+        assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+
+
+def test_jobs_of_a_killed_worker_are_settled_by_another_within_15_s(tmp_path):
+    outcome = recoveries(tmp_path, count=2, seed=SEED, fleets=2)
+    assert outcome.is_kept, (outcome.failures, SEED)
+    assert len(outcome.recoveries_s) == 2

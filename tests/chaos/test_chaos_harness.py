@@ -1,0 +1,104 @@
+"""The harness can fail: planted defects and mutants are caught, and without them all is well."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from chaos import crash_points
+from chaos.client_ledger import ClientLedger, Entry, read
+from chaos.fleet import ASSIGNED, GIVEN
+from chaos.mutants import MUTANTS
+from chaos.oracle import Held, Verdict, judge
+from chaos.scenes import with_and_without
+from chaos.story import digest, operation, revision_of, text_of
+
+from vecfleet.worker.fake_engine import fake_vector
+
+CAUGHT_AS = {
+    "planted_loss": "lost",
+    "planted_double": "doubled",
+    "no_version_check": "lost",
+    "settle_before_commit": "lost",
+    "no_fence": "doubled",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_harness_catches(mutant, tmp_path):
+    verdict = with_and_without(tmp_path, mutant, planted=True, seed=11)
+    assert getattr(verdict, CAUGHT_AS[mutant]), str(verdict)
+
+
+@pytest.mark.parametrize("mutant", ["no_version_check", "settle_before_commit", "no_fence"])
+def test_the_same_scene_without_the_mutant_is_well(mutant, tmp_path):
+    verdict = with_and_without(tmp_path, mutant, planted=False, seed=11)
+    assert verdict.is_kept, str(verdict)
+    assert verdict.acknowledged > 100
+
+
+def test_a_point_that_wraps_nothing_is_an_error(monkeypatch):
+    with pytest.raises(LookupError):
+        crash_points.install("worker.after_lunch", 1)
+    gone = crash_points.Point("vecfleet.worker.ledger:Ledger.settle_quickly")
+    monkeypatch.setitem(crash_points.POINTS, "worker.gone", gone)
+    with pytest.raises(LookupError, match="the product has changed"):
+        crash_points.install("worker.gone", 1)
+
+
+@pytest.mark.parametrize("name", crash_points.POINTS)
+def test_every_point_names_something(name):
+    crash_points.find(crash_points.POINTS[name].target)
+
+
+def test_a_ledger_forgets_the_line_that_a_crash_cut_off(tmp_path):
+    path = tmp_path / "client.ledger"
+    ledger = ClientLedger(path, "c")
+    first = operation(1, "client", 0, may_delete=False)
+    ledger.acknowledge(first)
+    with path.open("a") as file:
+        file.write(json.dumps({"number": 1})[:-3])
+    assert ClientLedger(path, "c").next == 1
+    assert [entry.id for entry in read(path)] == list(first.ids)
+
+
+def test_a_text_that_nobody_wrote_has_no_revision():
+    assert revision_of("a:1", text_of("a:1", 7)) == 7
+    assert revision_of("a:1", text_of("a:2", 7)) == 0
+    assert revision_of("a:1", text_of("a:1", 7) + "!") == 0
+
+
+def put(id: str, revision: int, collection: str = GIVEN) -> Entry:
+    return Entry(collection, id, revision, digest(text_of(id, revision)))
+
+
+def verdict_over(entries, copies, dead=(), *, vectors=None) -> Verdict:
+    """``copies`` are (id, revision) that can be seen; ``dead`` are in the dead letter."""
+    visible = defaultdict(list)
+    for id, revision in copies:
+        visible[id].append((text_of(id, revision), revision))
+    stored = {id: fake_vector(found[-1][0], 32) for id, found in visible.items()}
+    letter = defaultdict(Counter)
+    for id, revision in dead:
+        letter[id][digest(text_of(id, revision))] += 1
+    verdict = Verdict()
+    held = {GIVEN: Held(visible, {**stored, **(vectors or {})}), ASSIGNED: Held({}, {})}
+    judge(entries, held, letter, verdict)
+    return verdict
+
+
+def test_the_oracle_tells_what_is_well_from_what_is_not():
+    assert verdict_over([put("a", 1), put("a", 2)], [("a", 2)]).is_kept
+    assert verdict_over([put("a", 1)], [("a", 2)]).is_kept  # sent, and not acknowledged yet
+    assert verdict_over([put("a", 1)], [], [("a", 1)]).is_kept
+    assert verdict_over([Entry(GIVEN, "a", 2, "")], []).is_kept
+    assert verdict_over([put("a", 1)], []).lost
+    assert verdict_over([put("a", 1), put("a", 2)], [("a", 1)]).lost
+    assert verdict_over([put("a", 2)], [], [("a", 1)]).lost
+    assert verdict_over([put("a", 1), Entry(GIVEN, "a", 2, "")], [("a", 1)]).lost
+    assert verdict_over([put("a", 1)], [("a", 1), ("a", 1)]).doubled
+    assert verdict_over([put("a", 1)], [("a", 1)], [("a", 1)]).doubled
+    wrong = {"a": np.eye(32, dtype=np.float32)[0]}
+    assert verdict_over([put("a", 1)], [("a", 1)], vectors=wrong).lost
