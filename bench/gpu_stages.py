@@ -98,10 +98,12 @@ class Measured:
         return self.rows / self.seconds
 
 
-async def run_bare(run: Run, bare: Child, do: str, pool: str, count: int) -> Measured:
-    """Give the engine ``count`` rows of a pool."""
+async def run_bare(
+    run: Run, bare: Child, do: str, pool: str, count: int, first: int = 0
+) -> Measured:
+    """Give the engine ``count`` rows of a pool, from ``first`` on."""
     began = time.monotonic()
-    told = await bare.ask(do, pool=pool, first=0, count=count)
+    told = await bare.ask(do, pool=pool, first=first, count=count)
     seen = run.meter.between(began, time.monotonic())
     engine_busy = told["busy_s"] / told["seconds"]
     detail = {
@@ -120,12 +122,14 @@ async def run_bare(run: Run, bare: Child, do: str, pool: str, count: int) -> Mea
     return Measured(count, told["seconds"], told["tokens"], work, busy, detail)
 
 
-async def warm_up(run: Run, bare: Child, do: str, pool: str, most: int, seconds: float) -> int:
-    """Run twice and return how many rows take ``seconds``."""
-    count = min(run.sizes.warm_up, most)
-    for _ in range(2):
-        measured = await run_bare(run, bare, do, pool, count)
-    return max(count, min(most, int(measured.rate * seconds)))
+async def warm_up(
+    run: Run, bare: Child, do: str, pool: str, count: int, most: int, seconds: float
+) -> int:
+    """Run ``count`` rows, half and half, and return how many take ``seconds``, at most ``most``."""
+    half = count // 2
+    await run_bare(run, bare, do, pool, half)
+    measured = await run_bare(run, bare, do, pool, half, first=half)
+    return max(min(count, most), min(most, int(measured.rate * seconds)))
 
 
 def tell_bare(run: Run, name: str, rows: str, measured: Measured, cost: Cost) -> None:
@@ -152,9 +156,11 @@ def tell_busy(run: Run, key: str, busy: float, detail: dict[str, Any]) -> None:
 
 async def measure_rerank(run: Run, bare: Child, cost: Cost, lengths: dict[str, float]) -> None:
     """Pairs a second; ``lengths`` are the mean tokens of queries and documents."""
-    most, seconds = run.sizes.pairs, run.sizes.run_s
-    count = await warm_up(run, bare, "rerank", "pairs", most, seconds)
-    measured = await run_bare(run, bare, "rerank", "pairs", count)
+    seconds = run.sizes.run_s
+    # Pairs are measured once and not those of the warm-up: an engine may keep what it has read.
+    warm = min(run.sizes.warm_up, run.sizes.pairs // 4)
+    count = await warm_up(run, bare, "rerank", "pairs", warm, run.sizes.pairs - warm, seconds)
+    measured = await run_bare(run, bare, "rerank", "pairs", count, first=warm)
     measured.detail.update(lengths)
     run.say(f"pairs: {lengths}, {measured.detail['tokens_a_row']:g} tokens with the prompt")
     tell_bare(run, "rerank", "pairs", measured, cost)
@@ -164,7 +170,9 @@ async def measure_rerank(run: Run, bare: Child, cost: Cost, lengths: dict[str, f
 async def measure_embed(run: Run, bare: Child, cost: Cost) -> Measured:
     """The bare engine on passages of one length, and on docstrings as they are."""
     sizes = run.sizes
-    count = await warm_up(run, bare, "embed", "passages", sizes.pool, sizes.run_s)
+    count = await warm_up(
+        run, bare, "embed", "passages", min(sizes.warm_up, sizes.pool), sizes.pool, sizes.run_s
+    )
     measured = await run_bare(run, bare, "embed", "passages", count)
     tell_bare(run, "embed", "docs", measured, cost)
     tell_busy(run, "embed_gpu_busy", measured.busy, {"gpu": measured.detail["gpu"]})

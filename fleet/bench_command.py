@@ -24,7 +24,13 @@ from vecfleet.fleet.engine_probe import ProbeTask
 from vecfleet.fleet.sample import pairs_of, queries_of, sample_texts
 from vecfleet.fleet.sweep import GOALS, Point, Refused, Sweep, choose, grid, run_sweep
 from vecfleet.worker.machine import read_gpus, read_machine
-from vecfleet.worker.measured_settings import Measured, device_name, key_of, write_measured
+from vecfleet.worker.measured_settings import (
+    Measured,
+    device_name,
+    key_of,
+    number_name,
+    write_measured,
+)
 from vecfleet.worker.model_files import find_directory, fingerprint
 
 COMMAND = "vecfleet bench engine"
@@ -165,7 +171,9 @@ def apply(sweep: Sweep, settings: Settings, goal: str) -> Path:
         by=_by(),
         at=_now(),
     )
-    key = key_of(fingerprint(folder), device, str(sweep.card["engine"]))
+    card = sweep.card
+    numbers = number_name(str(card["dtype"]), str(card["quantization"]))
+    key = key_of(fingerprint(folder), device, str(card["engine"]), numbers)
     return write_measured(settings.data, key, measured)
 
 

@@ -117,9 +117,9 @@ def share_of(model: PlannedModel, beside: Sequence[PlannedModel], group: Group) 
 
     Each gets room for its weights, and what is left is shared out equally: what a step needs
     depends on its tokens more than on the weights. A model whose size is unknown counts as large as
-    the others are on average. Where the weights do not fit, each gets in proportion to its own. The
-    sum is at most ``MAX_SHARE``, and what is free now. None for a worker that is alone: its engine
-    takes what is free.
+    the others are on average. The sum is at most ``MAX_SHARE``, and what is free now. None for a
+    worker that is alone: its engine takes what is free. Raises ``ConfigError`` where the weights do
+    not fit.
     """
     if len(beside) == 1:
         return None
@@ -137,11 +137,16 @@ def share_of(model: PlannedModel, beside: Sequence[PlannedModel], group: Group) 
     whole = len(group) * min(gpu.total_bytes for gpu in group)
 
     def need(one: PlannedModel) -> float:
-        return (average if one.weight_bytes is None else one.weight_bytes) / whole
+        weights = average if one.weight_bytes is None else one.weight_bytes
+        return FIT_MARGIN * weights / whole
 
     total = sum(need(one) for one in beside)
-    if total <= room:
-        own = need(model) + (room - total) / len(beside)
-    else:
-        own = room * need(model) / total
+    if total > room:
+        raise ConfigError(
+            f"{', '.join(one.name for one in beside)} need {total * whole / 2**30:.1f} GiB "
+            f"together, and {room * whole / 2**30:.1f} GiB of GPU "
+            f"{'+'.join(str(gpu.index) for gpu in group)} can be had; take fewer of them on a GPU, "
+            "more GPUs, or smaller models"
+        )
+    own = need(model) + (room - total) / len(beside)
     return max(1, math.floor(own * 1000)) / 1000

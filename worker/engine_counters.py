@@ -6,8 +6,8 @@ import statistics
 import time
 from collections import deque
 
+from vecfleet.worker.calls import OnStep
 from vecfleet.worker.engine import EngineStats, Priority
-from vecfleet.worker.step_loop import OnStep
 from vecfleet.worker.vllm_requests import is_bulk
 
 STEP_MEDIAN_OVER = 256
@@ -37,12 +37,13 @@ class EngineCounters:
             self._busy_s += time.perf_counter() - self._busy_since
             self._busy_since = self._last_step = None
 
-    def on_finished(self, request_ids: list[str]) -> None:
-        """A step ended that finished these."""
+    def on_step_end(self, request_ids: list[str]) -> None:
+        """A step ended that finished these; none in the midst of a text longer than a step."""
         now = time.perf_counter()
         self.steps += 1
         bulk = sum(map(is_bulk, request_ids))
-        if self._last_step is not None and 2 * bulk > len(request_ids):
+        is_bulks = 2 * bulk > len(request_ids) or not request_ids  # a query is shorter than a step
+        if self._last_step is not None and is_bulks:
             self._bulk_steps_s.append(now - self._last_step)
         self._last_step = now
         if self._on_step:

@@ -21,6 +21,8 @@ VLLM_CPU_STEP_TOKENS = 2_048
 TOKENS_A_TEXT = 16  # of the shortest texts that a full step of is worth planning for
 LEAST_SEQS, MOST_SEQS = 64, 1_024
 FIT_MARGIN = 1.2  # of weights: buffers, and the embedding table's second copy while loading
+KV_STEPS = 4  # steps whose keys and values vLLM keeps on a CPU for the heads that texts share
+LEAST_KV_BYTES = 64 << 20
 
 _DTYPE_OF: dict[Quantization, str] = {"fp16": "float16", "bf16": "bfloat16"}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,6 +43,7 @@ class EnginePlan:
     max_num_seqs: int | None  # None: as many as the tokens allow
     gpu_memory_utilization: float | None  # None on a CPU
     tensor_parallel_size: int
+    kv_cache_bytes: int | None = None  # vLLM's on a CPU; on a GPU it is what the share leaves
     reasons: dict[str, str] = field(default_factory=dict)  # field -> why
 
     def for_card(self) -> dict[str, Any]:
@@ -82,9 +85,11 @@ class _Planner:
         engine = self._engine()
         quantization = self._quantization(engine)
         dtype = self._dtype(quantization)
-        size = self._tensor_parallel_size(engine, dtype, quantization)
         length = self._max_model_len()
         tokens = self._max_num_batched_tokens(engine, length)
+        kept = self._kv_cache_bytes(engine, dtype, length, tokens)
+        weights = self._weight_bytes(engine, dtype, quantization)
+        size = self._tensor_parallel_size(engine, dtype, weights, kept or 0)
         return EnginePlan(
             engine=engine,
             device=device,
@@ -95,6 +100,7 @@ class _Planner:
             max_num_seqs=self._max_num_seqs(engine, tokens),
             gpu_memory_utilization=self._gpu_memory_utilization(size),
             tensor_parallel_size=size,
+            kv_cache_bytes=kept,
             reasons=dict(self._reasons),
         )
 
@@ -196,11 +202,20 @@ class _Planner:
         shrinks_early = quantization == "fp8" and engine == "vllm"
         return self._shape.parameters * (1 if shrinks_early else _DTYPE_BYTES[dtype])
 
+    def _kv_cache_bytes(
+        self, engine: RunnableEngine, dtype: str, length: int, tokens: int | None
+    ) -> int | None:
+        if self._gpus or engine != "vllm" or tokens is None:
+            return None
+        steps = KV_STEPS if self._files.kind == "qwen3-reranker" else 1
+        kept = self._shape.kv_bytes(steps * max(tokens, length), _DTYPE_BYTES[dtype])
+        self._say("kv_cache_bytes", f"keys and values of {steps} steps")
+        return max(LEAST_KV_BYTES, kept)
+
     def _tensor_parallel_size(
-        self, engine: RunnableEngine, dtype: str, quantization: Quantization
+        self, engine: RunnableEngine, dtype: str, weights: int, kept: int
     ) -> int:
         asked, gpus = self._settings.tensor_parallel_size, self._gpus
-        weights = self._weight_bytes(engine, dtype, quantization)
         if asked and asked > 1:
             if engine != "vllm":
                 raise ConfigError(
@@ -218,7 +233,7 @@ class _Planner:
             (min(gpu.free_bytes, int(share * gpu.total_bytes)) for gpu in gpus),
             default=self._machine.free_bytes,
         )
-        needed = int(weights * FIT_MARGIN)
+        needed = int(weights * FIT_MARGIN) + kept
         sizes = [1] if asked or engine != "vllm" else [n for n in (1, 2, 4, 8) if n <= len(gpus)]
         for size in sizes or [1]:
             if needed <= size * room:

@@ -16,7 +16,7 @@ from vecfleet.worker.engine import Engine
 from vecfleet.worker.engine_plan import EnginePlan, make_plan, wanted_length
 from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.machine import Machine, read_machine
-from vecfleet.worker.measured_settings import device_name, fill, key_of, read_measured
+from vecfleet.worker.measured_settings import device_name, fill, key_of, number_name, read_measured
 from vecfleet.worker.memory import prepare_process, prepare_vllm_process
 from vecfleet.worker.model_files import ModelFiles, find_model
 
@@ -57,7 +57,8 @@ def _plan(
     plan = make_plan(settings, files, machine, has_vllm=has_vllm)
     known = read_measured(Path(settings.data)) if settings.data else {}
     device = device_name(plan.device, machine)
-    if (measured := known.get(key_of(files.fingerprint, device, plan.engine))) is None:
+    numbers = number_name(plan.dtype, plan.quantization)
+    if (measured := known.get(key_of(files.fingerprint, device, plan.engine, numbers))) is None:
         return plan
     filled, why = fill(settings, measured)
     try:

@@ -32,6 +32,10 @@ class FairClock:
         self._bulk_end = start + INTERACTIVE_TOKENS_A_BULK_TOKEN * tokens
         return start
 
+    def forget_bulk(self, tokens: int) -> None:
+        """Bulk texts of so many tokens were given up: those to come take their place."""
+        self._bulk_end -= INTERACTIVE_TOKENS_A_BULK_TOKEN * tokens
+
     def done(self, priority: Priority, number: int, tokens: int) -> None:
         """A text with this number was computed."""
         if priority is Priority.INTERACTIVE:

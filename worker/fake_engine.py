@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from vecfleet.common.errors import InvalidInput, TextsTooLong, Unavailable
 from vecfleet.common.model import ModelCard, Space
 from vecfleet.worker.batching import Batcher
+from vecfleet.worker.calls import Encoded, OnStep
 from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
-from vecfleet.worker.step_loop import Encoded, OnStep, StepLoop
+from vecfleet.worker.step_loop import StepLoop
 
 POISON = "[[poison]]"  # a step that holds such a text fails
 ABORT = "[[abort]]"  # a step that holds such a text kills the process

@@ -1,8 +1,8 @@
 """What was measured to be good for an engine on this machine, kept in the data folder.
 
-``engine.json`` has an entry for each (weights, device, engine)::
+``engine.json`` has an entry for each (weights, device, engine, numbers)::
 
-    {"version": 1, "entries": {"1f0c…/AMD EPYC, 2 cores/torch": {
+    {"version": 1, "entries": {"1f0c…/AMD EPYC, 2 cores/torch/bfloat16": {
         "settings": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
         "model": "package:…", "task": "embed", "goal": "speed",
         "by": "vecfleet bench engine 0.1.0 on build-7", "at": "2026-11-21T09:40:00+00:00"}}}
@@ -42,9 +42,15 @@ class Measured:
     at: str  # ISO 8601, UTC
 
 
-def key_of(fingerprint: str, device: str, engine: str) -> str:
-    """The name of an entry; ``device`` as ``device_name`` gives it."""
-    return f"{fingerprint}/{device}/{engine}"
+def key_of(fingerprint: str, device: str, engine: str, numbers: str) -> str:
+    """The name of an entry; ``device`` as ``device_name`` gives it, ``numbers`` as ``number_name``.
+    """
+    return f"{fingerprint}/{device}/{engine}/{numbers}"
+
+
+def number_name(dtype: str, quantization: str) -> str:
+    """What a model is computed in: "bfloat16", or "int8"."""
+    return quantization if quantization in ("int8", "fp8") else dtype
 
 
 def device_name(device: str, machine: Machine) -> str:

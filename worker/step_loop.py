@@ -24,36 +24,18 @@ from numpy.typing import NDArray
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
 from vecfleet.worker.batching import Batch, Batcher, Entry
+from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.step_budget import StepBudget
 
 SMALL_CALL_TEXTS = 8
 SMALL_CALL_CHARS = 8 << 10
-CHUNK_TEXTS = 128
 STEP_MEDIAN_OVER = 256
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = TypeVar("P")
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded(Generic[P]):
-    """One text as the model reads it."""
-
-    payload: P
-    length: int  # tokens, after the cut
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What the model said about n texts, in their order."""
-
-    values: NDArray[np.float32]  # (n, width)
-    tokens: NDArray[np.int32]  # (n,)
-    truncated: NDArray[np.bool_]  # (n,)
 
 
 class Runner(Protocol[P]):
@@ -79,10 +61,6 @@ class Runner(Protocol[P]):
     def close(self) -> None:
         """Free the model."""
         ...
-
-
-Encode = Callable[[Sequence[T]], list[Encoded[P]]]
-OnStep = Callable[[Priority, int], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -282,7 +260,7 @@ class StepLoop(Generic[P]):
                 call.left -= 1
                 if not call.left and call in self._calls:
                     self._calls.discard(call)
-                    finished.append((call, _failure(call)))
+                    finished.append((call, failure_of(call.failures)))
         for loop in {call.loop for call, _ in finished}:
             _tell(loop, _settle, [done for done in finished if done[0].loop is loop])
 
@@ -302,12 +280,12 @@ class StepLoop(Generic[P]):
             if no_memory and not tried:
                 self._run(entries, tried=True)
                 return
-            log.warning("the model failed on one text: %s", _said(found))
+            log.warning("the model failed on one text: %s", said(found))
             entries[0].call.failures[entries[0].place] = found
             return
         if no_memory:
             self._budget.out_of_memory(self._batcher.cost(entries))
-        log.warning("a step of %d texts failed, halving it: %s", len(entries), _said(found))
+        log.warning("a step of %d texts failed, halving it: %s", len(entries), said(found))
         middle = len(entries) // 2
         self._run(entries[:middle])
         self._run(entries[middle:])
@@ -348,22 +326,10 @@ def _is_small(texts: Sequence[Any]) -> bool:
     )
 
 
-def _failure(call: _Call) -> VecfleetError | None:
-    if not call.failures:
-        return None
-    indices = sorted(call.failures)
-    first = _said(call.failures[indices[0]])
-    return EngineFailed(f"the model failed on {len(indices)} texts: {first}", indices=indices)
-
-
 def _engine_error(error: Exception) -> VecfleetError:
     if isinstance(error, VecfleetError):
         return error
-    return EngineFailed(f"the tokenizer failed: {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+    return EngineFailed(f"the tokenizer failed: {said(error)}")
 
 
 def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None:

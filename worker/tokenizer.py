@@ -12,9 +12,9 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from vecfleet.common.errors import ConfigError, TextsTooLong
+from vecfleet.worker.calls import Encoded
 from vecfleet.worker.model_files import Kind, ModelFiles
 from vecfleet.worker.prompts import QWEN3_PREFIX, QWEN3_SUFFIX, qwen3_question
-from vecfleet.worker.step_loop import Encoded
 
 # A very long text costs more to tokenise than to embed, and all but its beginning is cut off.
 # So a prefix is tried first, and taken when it fills the model with tokens to spare.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
+from typing import TypeVar
 
-from vecfleet.common.errors import InvalidInput
-from vecfleet.worker.cosine_rerank import rerank_by_cosine
-from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
+from vecfleet.worker.calls import Encode, Rows
+from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.model_files import ModelFiles, find_model
 from vecfleet.worker.step_loop import StepLoop
+from vecfleet.worker.text_engine import TextEngine
 from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
 from vecfleet.worker.torch_loading import TorchSettings, load_model
 from vecfleet.worker.torch_model import TorchModel
+
+T = TypeVar("T")
 
 
 def _quantization(model: TorchModel) -> dict[str, float]:
@@ -22,7 +24,7 @@ def _quantization(model: TorchModel) -> dict[str, float]:
     return {} if found is None else {"quantization_cosine": round(found, 4)}
 
 
-class TorchEngine:
+class TorchEngine(TextEngine):
     """One model and its step thread; made by ``load``."""
 
     def __init__(
@@ -33,8 +35,7 @@ class TorchEngine:
         steps: StepLoop[Tokens],
         settings: TorchSettings,
     ) -> None:
-        self._files = files
-        self._tokenizer = tokenizer
+        super().__init__(files, tokenizer)
         self._steps = steps
         self.card = files.card(
             dtype=str(model.dtype).removeprefix("torch."),
@@ -82,50 +83,10 @@ class TorchEngine:
         """See ``Engine.stats``."""
         return self._steps.stats
 
-    async def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        priority: Priority,
-        prompt: str | None = None,
-        truncate: bool = True,
-    ) -> Embeddings:
-        """See ``Engine.embed``."""
-        if self._files.kind != "embedding":
-            raise InvalidInput(f"{self.card.name} reranks; it does not embed", field="model")
-        before = self._files.document_prompt if prompt is None else prompt
-        if before:
-            texts = [before + text for text in texts]
-        encode = partial(self._tokenizer.texts, truncate=truncate)
-        rows = await self._steps.submit(texts, encode, priority=priority, whole=not truncate)
-        return Embeddings(rows.values, rows.tokens, rows.truncated)
-
-    async def rerank(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        *,
-        priority: Priority,
-        instruction: str = "",
-        truncate: bool = True,
-    ) -> Scores:
-        """See ``Engine.rerank``."""
-        if self._files.kind == "embedding":
-            return await rerank_by_cosine(
-                self,
-                pairs,
-                document_prompt=self._files.document_prompt,
-                priority=priority,
-                instruction=instruction,
-                truncate=truncate,
-            )
-        encode = partial(
-            self._tokenizer.question_pairs,
-            kind=self._files.kind,
-            instruction=instruction,
-            truncate=truncate,
-        )
-        rows = await self._steps.submit(pairs, encode, priority=priority, whole=not truncate)
-        return Scores(rows.values[:, 0], rows.tokens, rows.truncated)
+    async def _compute(
+        self, texts: Sequence[T], encode: Encode[T, Tokens], priority: Priority, *, whole: bool
+    ) -> Rows:
+        return await self._steps.submit(texts, encode, priority=priority, whole=whole)
 
     async def close(self) -> None:
         """See ``Engine.close``."""

@@ -18,11 +18,11 @@ from transformers.utils import logging as transformers_logging
 
 from vecfleet.common.engine_names import DtypeName, Quantization, TaskName
 from vecfleet.common.errors import ConfigError
+from vecfleet.worker.calls import OnStep
 from vecfleet.worker.machine import cpu_has_bf16
 from vecfleet.worker.memory import give_back_freed
 from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
-from vecfleet.worker.step_loop import OnStep
 from vecfleet.worker.tokenizer import TextTokenizer
 from vecfleet.worker.torch_model import Head, TorchModel, classified, pooled, yes_or_no
 from vecfleet.worker.torch_quantization import quantize

@@ -26,18 +26,16 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-from vecfleet.common.errors import ConfigError
+from vecfleet.common.errors import ConfigError, EngineBroken
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
 from vecfleet.worker.tokenizer import Tokens
 
-_KV_STEPS = 4  # steps whose keys and values are kept on a CPU for common prefixes
-_LEAST_KV_BYTES = 64 << 20
 _END_S = 15.0
 _POOLING = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
 
-OnFinished = Callable[[list[str]], None]
+OnStepEnd = Callable[[list[str]], None]  # the requests that a step finished, or none
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,8 @@ class Asked:
 class _StepLog(StatLoggerBase):  # type: ignore[misc]
     """Hears of each of vLLM's steps."""
 
-    def __init__(self, on_finished: OnFinished) -> None:
-        self._on_finished = on_finished
+    def __init__(self, on_step_end: OnStepEnd) -> None:
+        self._on_step_end = on_step_end
 
     def record(
         self,
@@ -71,8 +69,10 @@ class _StepLog(StatLoggerBase):  # type: ignore[misc]
         mm_cache_stats: object = None,
         engine_idx: int = 0,
     ) -> None:
-        if iteration_stats is not None and iteration_stats.finished_requests:
-            self._on_finished([str(r.request_id) for r in iteration_stats.finished_requests])
+        if scheduler_stats is None:  # word of requests, and no step
+            return
+        finished = iteration_stats.finished_requests if iteration_stats is not None else ()
+        self._on_step_end([str(request.request_id) for request in finished])
 
     def log_engine_initialized(self) -> None:
         """Nothing to say: the worker logs its own start."""
@@ -88,19 +88,25 @@ class VllmCore:
 
     @classmethod
     def start(
-        cls, files: ModelFiles, plan: EnginePlan, step_tokens: int, on_finished: OnFinished
+        cls, files: ModelFiles, plan: EnginePlan, step_tokens: int, on_step_end: OnStepEnd
     ) -> VllmCore:
-        """Load the model: half a minute. Raises ``ConfigError`` with what vLLM says."""
+        """Load the model: half a minute.
+
+        Raises ``ConfigError`` with what vLLM says of the model or the settings, ``EngineBroken``
+        where its process ends: what it printed tells why, and another try may go well.
+        """
         arguments = engine_arguments(files, plan, step_tokens)
         try:
             llm = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**arguments),
-                stat_loggers=[lambda config, index: _StepLog(on_finished)],
+                stat_loggers=[lambda config, index: _StepLog(on_step_end)],
             )
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise ConfigError(
                 f"vLLM cannot run {files.name}: {error}"[:600], field="model"
             ) from error
+        except RuntimeError as error:
+            raise EngineBroken(f"vLLM does not start with {files.name}: {error}"[:600]) from error
         task = "embed" if files.kind == "embedding" else "classify"
         # Scores come as logits: which activation vLLM would take depends on a model's files.
         params = PoolingParams(task=task, use_activation=task == "embed")
@@ -189,7 +195,8 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         "tensor_parallel_size": plan.tensor_parallel_size,
         "scheduling_policy": "priority",
         "scheduler_cls": "vecfleet.worker.vllm_scheduler.QueriesFirst",
-        # Rerankers read the same instruction, and often the same query, before each document.
+        # Pairs share the instruction and often the query. Documents share nothing, and one that is
+        # sent again is not embedded again: for them, hashes and kept blocks would buy nothing.
         "enable_prefix_caching": is_reranker,
         "disable_log_stats": True,
         "enable_log_requests": False,
@@ -214,8 +221,5 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         arguments["gpu_memory_utilization"] = plan.gpu_memory_utilization
     else:
         arguments["enforce_eager"] = True
-        item = 4 if plan.dtype == "float32" else 2
-        steps = _KV_STEPS if is_reranker else 1  # kept for the next pairs of a query, or not at all
-        kept = files.shape.kv_bytes(steps * max(step_tokens, plan.max_model_len), item)
-        arguments["kv_cache_memory_bytes"] = max(_LEAST_KV_BYTES, kept)
+        arguments["kv_cache_memory_bytes"] = plan.kv_cache_bytes
     return arguments

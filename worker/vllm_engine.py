@@ -13,7 +13,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,24 +20,22 @@ import numpy as np
 from vecfleet.common.errors import (
     ConfigError,
     EngineFailed,
-    InvalidInput,
     TextsTooLong,
     Unavailable,
     VecfleetError,
 )
-from vecfleet.worker.cosine_rerank import rerank_by_cosine
-from vecfleet.worker.engine import Embeddings, EngineStats, Priority, Scores
+from vecfleet.worker.calls import CHUNK_TEXTS, Encode, OnStep, Rows, failure_of, said
+from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.engine_counters import EngineCounters
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.fair_clock import FairClock
 from vecfleet.worker.model_files import ModelFiles
-from vecfleet.worker.step_loop import Encode, OnStep, Rows
+from vecfleet.worker.text_engine import TextEngine
 from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
 from vecfleet.worker.vllm_core import Asked, CoreDiedError, TextRefusedError, VllmCore
 from vecfleet.worker.vllm_keeper import VllmKeeper
 from vecfleet.worker.vllm_requests import number_of, request_name
 
-CHUNK_TEXTS = 128
 _PROBE = "Is anybody there?"
 
 log = logging.getLogger(__name__)
@@ -66,7 +63,7 @@ class _Call:
     texts: list[_Text] = field(default_factory=list)
 
 
-class VllmEngine:
+class VllmEngine(TextEngine):
     """One model in vLLM; made by ``start``, used on one event loop."""
 
     def __init__(
@@ -77,8 +74,7 @@ class VllmEngine:
         served_name: str | None,
         on_step: OnStep | None,
     ) -> None:
-        self._files = files
-        self._tokenizer = tokenizer
+        super().__init__(files, tokenizer)
         self._clock = FairClock()
         self._counters = EngineCounters(on_step)
         self._encoders = {
@@ -88,7 +84,7 @@ class VllmEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = 0
         self._closed = False
-        self._keeper = VllmKeeper(files, plan, self._counters.on_finished)
+        self._keeper = VllmKeeper(files, plan, self._counters.on_step_end)
         # After a death: calls that are suspects, one of which runs at a time, and all others wait.
         self._suspects = 0
         self._found_one = False  # a text that vLLM dies of
@@ -113,7 +109,7 @@ class VllmEngine:
         served_name: str | None = None,
         on_step: OnStep | None = None,
     ) -> VllmEngine:
-        """Load the model: half a minute. Raises ``ConfigError``.
+        """Load the model: half a minute. Raises ``ConfigError`` and ``EngineBroken``.
 
         ``on_step(priority, texts)`` is called after each step; a step with both is interactive.
         ``memory.prepare_vllm_process`` is called before this module is imported.
@@ -136,51 +132,6 @@ class VllmEngine:
         """See ``Engine.stats``. Busy is the time with texts in flight."""
         return self._counters.stats()
 
-    async def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        priority: Priority,
-        prompt: str | None = None,
-        truncate: bool = True,
-    ) -> Embeddings:
-        """See ``Engine.embed``."""
-        if self._files.kind != "embedding":
-            raise InvalidInput(f"{self.card.name} reranks; it does not embed", field="model")
-        before = self._files.document_prompt if prompt is None else prompt
-        if before:
-            texts = [before + text for text in texts]
-        encode = partial(self._tokenizer.texts, truncate=truncate)
-        rows = await self._submit(texts, encode, self.card.dimension, priority, whole=not truncate)
-        return Embeddings(rows.values, rows.tokens, rows.truncated)
-
-    async def rerank(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        *,
-        priority: Priority,
-        instruction: str = "",
-        truncate: bool = True,
-    ) -> Scores:
-        """See ``Engine.rerank``."""
-        if self._files.kind == "embedding":
-            return await rerank_by_cosine(
-                self,
-                pairs,
-                document_prompt=self._files.document_prompt,
-                priority=priority,
-                instruction=instruction,
-                truncate=truncate,
-            )
-        encode = partial(
-            self._tokenizer.question_pairs,
-            kind=self._files.kind,
-            instruction=instruction,
-            truncate=truncate,
-        )
-        rows = await self._submit(pairs, encode, 1, priority, whole=not truncate)
-        return Scores(rows.values[:, 0], rows.tokens, rows.truncated)
-
     async def close(self) -> None:
         """See ``Engine.close``."""
         self._closed = True
@@ -194,19 +145,11 @@ class VllmEngine:
 
     # -- calls ------------------------------------------------------------------------------
 
-    async def _submit(
-        self,
-        texts: Sequence[T],
-        encode: Encode[T, Tokens],
-        width: int,
-        priority: Priority,
-        *,
-        whole: bool,
+    async def _compute(
+        self, texts: Sequence[T], encode: Encode[T, Tokens], priority: Priority, *, whole: bool
     ) -> Rows:
         count = len(texts)
-        rows = Rows(
-            np.empty((count, width), np.float32), np.zeros(count, np.int32), np.zeros(count, bool)
-        )
+        rows = Rows.empty(count, self.card.dimension or 1)
         if self._closed:
             raise Unavailable("the engine is closed")
         if not count:
@@ -223,8 +166,8 @@ class VllmEngine:
             raise
         finally:
             self._tasks.discard(task)
-        if call.failures:
-            raise _failure(call.failures)
+        if failure := failure_of(call.failures):
+            raise failure
         return rows
 
     async def _run(
@@ -258,7 +201,7 @@ class VllmEngine:
         except CoreDiedError:
             raise
         except BaseException:
-            await core.forget([one for text, one in asked if not text.done])
+            await self._abandon(core, call, asked)
             raise
 
     async def _encode(
@@ -274,7 +217,7 @@ class VllmEngine:
         except VecfleetError:
             raise
         except Exception as error:
-            raise EngineFailed(f"the tokenizer failed: {_said(error)}") from error
+            raise EngineFailed(f"the tokenizer failed: {said(error)}") from error
         new = [_Text(place, one.payload, one.length) for place, one in enumerate(encoded, start)]
         call.rows.tokens[start : start + len(new)] = [one.length for one in encoded]
         call.rows.truncated[start : start + len(new)] = [one.truncated for one in encoded]
@@ -318,8 +261,17 @@ class VllmEngine:
             if not np.isfinite(row).all():
                 call.failures[text.place] = ArithmeticError("the model returned NaN")
 
+    async def _abandon(
+        self, core: VllmCore, call: _Call, asked: Sequence[tuple[_Text, Asked]]
+    ) -> None:
+        """Nobody waits any more for what is not done."""
+        left = [(text, one) for text, one in asked if not text.done]
+        if call.priority is Priority.BULK:
+            self._clock.forget_bulk(sum(text.length for text, _ in left))
+        await core.forget([one for _, one in left])
+
     def _fail(self, call: _Call, text: _Text, error: Exception) -> None:
-        log.warning("vLLM refuses one text: %s", _said(error))
+        log.warning("vLLM refuses one text: %s", said(error))
         call.failures[text.place] = error
         text.done = True
         self._counters.forget(text.length)
@@ -353,7 +305,7 @@ class VllmEngine:
             await self._collect(core, call, asked)
             return
         except asyncio.CancelledError:
-            await core.forget([one for text, one in asked if not text.done])
+            await self._abandon(core, call, asked)
             raise
         except CoreDiedError:
             left = [text for text in texts if not text.done]
@@ -380,13 +332,3 @@ class VllmEngine:
         await core.result(
             await core.ask(request_name(Priority.INTERACTIVE, 0, self._serial), probe.payload, 0)
         )
-
-
-def _failure(failures: dict[int, Exception]) -> EngineFailed:
-    indices = sorted(failures)
-    first = _said(failures[indices[0]])
-    return EngineFailed(f"the model failed on {len(indices)} texts: {first}", indices=indices)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]

@@ -8,7 +8,7 @@ import logging
 from vecfleet.common.errors import EngineBroken, Unavailable, VecfleetError
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.model_files import ModelFiles
-from vecfleet.worker.vllm_core import OnFinished, VllmCore
+from vecfleet.worker.vllm_core import OnStepEnd, VllmCore
 
 MAX_DEATHS = 32  # in a row, before the worker gives up and is started anew itself
 LEAST_STEP_TOKENS = 256
@@ -23,22 +23,22 @@ class VllmKeeper:
     too much memory. ``settled`` ends the row.
     """
 
-    def __init__(self, files: ModelFiles, plan: EnginePlan, on_finished: OnFinished) -> None:
+    def __init__(self, files: ModelFiles, plan: EnginePlan, on_step_end: OnStepEnd) -> None:
         assert plan.max_num_batched_tokens is not None
         self._planned_tokens = self.step_tokens = plan.max_num_batched_tokens
         self._files = files
         self._plan = plan
-        self._on_finished = on_finished
+        self._on_step_end = on_step_end
         self._core: VllmCore | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._broken: EngineBroken | None = None
         self._deaths = 0  # in a row
 
     async def start(self) -> None:
-        """Load the model: half a minute. Raises ``ConfigError``."""
+        """Load the model: half a minute. Raises as ``VllmCore.start``."""
         starting = asyncio.create_task(
             asyncio.to_thread(
-                VllmCore.start, self._files, self._plan, self.step_tokens, self._on_finished
+                VllmCore.start, self._files, self._plan, self.step_tokens, self._on_step_end
             )
         )
         try:

@@ -18,6 +18,7 @@ from tokenizers import (
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -79,7 +80,14 @@ def qwen3_embedding(folder: Path) -> Path:
     return folder
 
 
-def _write_pooling(folder: Path) -> None:
+def bert_embedding(folder: Path) -> Path:
+    """A BERT that embeds by its first token."""
+    _save(folder, BertModel(_bert_config(1)), _word_tokenizer("bert"))
+    _write_pooling(folder, "cls_token")
+    return folder
+
+
+def _write_pooling(folder: Path, mode: str = "lasttoken") -> None:
     types = "sentence_transformers.models"
     _write(
         folder / "modules.json",
@@ -92,7 +100,7 @@ def _write_pooling(folder: Path) -> None:
     (folder / "1_Pooling").mkdir()
     _write(
         folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": 128, "pooling_mode_lasttoken": True},
+        {"word_embedding_dimension": 128, f"pooling_mode_{mode}": True},
     )
 
 

@@ -39,5 +39,10 @@ def fragile_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bert_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.bert_embedding(tmp_path_factory.mktemp("bert-embedding"))
+
+
+@pytest.fixture(scope="session")
 def qwen3_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.qwen3_embedding(tmp_path_factory.mktemp("tiny-qwen3-embedding"))

@@ -63,19 +63,23 @@ async def test_vectors_match_sentence_transformers(sentence_vectors, dtype, leas
 
 
 @real
-async def test_last_token_embedding_matches_transformers(kind, qwen3_embedding):
+@pytest.mark.parametrize(
+    ("model", "pooling", "token"), [("qwen3_embedding", "last", -1), ("bert_embedding", "cls", 0)]
+)
+async def test_one_tokens_embedding_matches_transformers(kind, model, pooling, token, request):
+    folder = request.getfixturevalue(model)
     texts = ["gravity is a force", "the capital of China is Beijing", "yes " * 30, "no"]
-    tokenizer = AutoTokenizer.from_pretrained(qwen3_embedding)
-    model = AutoModel.from_pretrained(qwen3_embedding, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     expected = []
     for text in texts:
         with torch.inference_mode():
-            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, token]
         expected.append(torch.nn.functional.normalize(states, dim=-1).numpy())
-    engine = await load_real(kind, qwen3_embedding)
+    engine = await load_real(kind, folder)
     try:
         assert kind != "torch" or engine.model_is_packed
-        assert engine.card.pooling == "last"
+        assert engine.card.pooling == pooling
         found = await engine.embed(texts, priority=Priority.BULK)
     finally:
         await engine.close()

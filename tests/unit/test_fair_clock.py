@@ -80,3 +80,16 @@ def test_bulk_that_comes_after_a_rest_does_not_wait_for_what_was_before():
     for _ in range(5):
         engine.ask(INTERACTIVE, 10)
     assert engine.step() == bulk  # its number is the clock's time: nothing was done since
+
+
+def test_bulk_that_was_given_up_does_not_hold_back_what_comes_after():
+    engine = Engine()
+    engine.ask(BULK, 100, texts=5000)
+    engine.waiting.clear()
+    engine.clock.forget_bulk(100 * 5000)
+    engine.ask(BULK, 100, texts=50)
+    engine.ask(INTERACTIVE, 10, texts=50)
+    for _ in range(60):
+        engine.step()
+        engine.ask(INTERACTIVE, 10)
+    assert engine.tokens[BULK]

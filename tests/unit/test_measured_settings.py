@@ -92,8 +92,9 @@ def planned(settings: EngineSettings):
     return _plan(settings, find_model(MODEL), MACHINE, has_vllm=False)
 
 
-def key(engine: str = "torch") -> str:
-    return key_of(find_model(MODEL).fingerprint, device_name("cpu", MACHINE), engine)
+def key(engine: str = "torch", numbers: str | None = None) -> str:
+    numbers = numbers or planned(EngineSettings(MODEL, device="cpu")).dtype
+    return key_of(find_model(MODEL).fingerprint, device_name("cpu", MACHINE), engine, numbers)
 
 
 def test_a_worker_plans_with_what_was_measured_and_says_so(tmp_path: Path) -> None:
@@ -107,7 +108,8 @@ def test_a_worker_plans_with_what_was_measured_and_says_so(tmp_path: Path) -> No
 
 def test_what_was_measured_elsewhere_is_not_used(tmp_path: Path) -> None:
     write_measured(tmp_path, key("vllm"), MEASURED)
-    write_measured(tmp_path, key_of("0" * 32, device_name("cpu", MACHINE), "torch"), MEASURED)
+    write_measured(tmp_path, key(numbers="int8"), MEASURED)
+    write_measured(tmp_path, key().replace(find_model(MODEL).fingerprint, "0" * 32), MEASURED)
     told = EngineSettings(MODEL, device="cpu", data=str(tmp_path))
     assert planned(told) == planned(EngineSettings(MODEL, device="cpu"))
 

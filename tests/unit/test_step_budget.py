@@ -10,9 +10,10 @@ import pytest
 
 from vecfleet.common.errors import EngineFailed
 from vecfleet.worker.batching import Batcher
+from vecfleet.worker.calls import Encoded
 from vecfleet.worker.engine import Priority
 from vecfleet.worker.step_budget import CALM_STEPS, LEAST_TOKENS, StepBudget
-from vecfleet.worker.step_loop import Encoded, StepLoop
+from vecfleet.worker.step_loop import StepLoop
 
 
 class SmallMemory:
