@@ -16,7 +16,7 @@ from chaos.fleet import ASSIGNED, GIVEN, Fleet, settled_lines
 from chaos.story import digest, revision_of
 
 from vecfleet.common import keys
-from vecfleet.common.codec import loads, unpack_call
+from vecfleet.common.codec import inflate, loads, unpack_call
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.submission import id_of_name
@@ -24,7 +24,6 @@ from vecfleet.producer.sync_producer import Producer
 from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.digest import id_keys
 from vecfleet.worker.fake_engine import fake_vector
-from vecfleet.worker.job import _inflate
 from vecfleet.worker.search_index import PartitionReader
 from vecfleet.worker.shard import MAGIC, Shard
 
@@ -68,13 +67,19 @@ class Held:
     vectors: dict[str, Any]
 
 
-def wait_until_quiet(fleet: Fleet, deadline_s: float) -> list[str]:
-    """Wait until nothing is on its way; what still is at the deadline."""
+def wait_until_quiet(
+    fleet: Fleet, deadline_s: float, *, redis_lost_data: bool = False
+) -> list[str]:
+    """Wait until nothing is on its way; what still is at the deadline.
+
+    A Redis that lost data may have gone back to when a submission that is done was open.
+    """
     end = time.monotonic() + deadline_s
     submissions: list[str] = []
     while True:
         try:
-            submissions = submissions or acknowledged_submissions(fleet)
+            if not (submissions or redis_lost_data):
+                submissions = acknowledged_submissions(fleet)
             left = unfinished(fleet.redis, submissions)
         except redis.RedisError as error:
             left = [f"Redis: {error}"]
@@ -137,7 +142,7 @@ def dead_letter(client: redis.Redis) -> dict[str, Counter[str]]:
 
 def _documents_of(data: bytes) -> Iterator[tuple[str, str | None]]:
     """Ids and texts of a buried job, at whichever stage it was."""
-    plain = _inflate(data)
+    plain = inflate(data)
     payload: Any = plain
     if not plain.startswith(MAGIC):
         payload = unpack_call(plain)[1][0]
@@ -276,7 +281,7 @@ def searched(fleet: Fleet, held: dict[str, Held]) -> list[str]:
 def examine(fleet: Fleet, *, quiet_s: float, redis_lost_data: bool = False) -> Verdict:
     """The verdict over a fleet whose clients have ended; ends its writers."""
     verdict = Verdict()
-    verdict.stuck += wait_until_quiet(fleet, quiet_s)
+    verdict.stuck += wait_until_quiet(fleet, quiet_s, redis_lost_data=redis_lost_data)
     entries = [entry for path in fleet.ledgers() for entry in read(path)]
     dead = dead_letter(fleet.redis)
     try:

@@ -38,6 +38,17 @@ def wait_for_progress(fleet: Fleet, calls: int) -> None:
     wait(fleet, lambda: acknowledged(fleet) >= wanted, f"{calls} more acknowledged calls")
 
 
+def wait_for_settlement_by(fleet: Fleet, slot: Slot) -> None:
+    """Until this life of the slot has settled something."""
+    path = Path(slot.order.trace)
+    before = path.stat().st_size if path.exists() else 0
+    wait(
+        fleet,
+        lambda: path.exists() and path.stat().st_size > before,
+        f"{slot.name} settles something",
+    )
+
+
 def finish(
     fleet: Fleet, *, quiet_s: float = 30.0, redis_lost_data: bool = False
 ) -> tuple[Verdict, list[str]]:
@@ -56,15 +67,20 @@ def die_at(fleet: Fleet, slot: Slot, point: str, nth: int = 1) -> None:
     wait(fleet, lambda: slot.life > life, f"{slot.name} at {point}")
 
 
-def stop_past_lease(fleet: Fleet, slot: Slot, point: str) -> None:
-    """Let the slot's next life stop itself at a point, and go on when it has lost its leases."""
+def stop_at(fleet: Fleet, slot: Slot, point: str) -> None:
+    """Let the slot's next life stop itself at a point, and wait until it stands still."""
     slot.kill()
     slot.wait(_DEADLINE_S)
     slot.start(crash_at=point, stops=True)
     slot.crash_at = ""
     wait(fleet, slot.has_stopped, f"{slot.name} stands still at {point}")
-    end = time.monotonic() + 3 * fleet.plan.lease_s  # by then its leases are others'
-    wait(fleet, lambda: time.monotonic() > end, "three leases are over")
+
+
+def stop_past_lease(fleet: Fleet, slot: Slot, point: str) -> None:
+    """Let the slot's next life stop itself at a point, and go on when it has lost its leases."""
+    stop_at(fleet, slot, point)
+    end = time.monotonic() + 2.5 * fleet.plan.lease_s  # by then its leases are others'
+    wait(fleet, lambda: time.monotonic() > end, "two leases are over")
     slot.resume()
 
 
@@ -86,10 +102,9 @@ def _dying_writers(fleet: Fleet) -> None:
 
 
 def _zombies(fleet: Fleet) -> None:
-    wait_for_progress(fleet, 10)
-    for _ in range(2):
-        stop_past_lease(fleet, fleet.of("worker")[0], "worker.before_settle")
-        wait_for_progress(fleet, 5)
+    wait_for_progress(fleet, 5)
+    stop_past_lease(fleet, fleet.of("worker")[0], "worker.before_settle")
+    wait_for_progress(fleet, 5)
 
 
 _SCENES: dict[str, Callable[[Fleet], None]] = {
@@ -101,9 +116,16 @@ _SCENES: dict[str, Callable[[Fleet], None]] = {
 }
 
 
-def with_and_without(folder: Path, mutant: str, *, planted: bool, seed: int) -> Verdict:
-    """The verdict over the scene that shows a mutant, with it or without."""
-    plan = replace(QUICK, seed=seed)
-    with Fleet(folder, with_mutant(plan, mutant) if planted else plan) as fleet:
+def with_mutant_planted(folder: Path, mutant: str, *, seed: int) -> Verdict:
+    """The verdict over the scene that shows a mutant."""
+    with Fleet(folder, with_mutant(replace(QUICK, seed=seed), mutant)) as fleet:
         _SCENES[mutant](fleet)
-        return finish(fleet, quiet_s=8.0 if planted else 30.0)[0]
+        return finish(fleet, quiet_s=6.0)[0]
+
+
+def without_mutants(folder: Path, *, seed: int) -> tuple[Verdict, list[str]]:
+    """The verdict over the same scenes, one after the other, of the product as it is."""
+    with Fleet(folder, replace(QUICK, seed=seed)) as fleet:
+        for scene in dict.fromkeys(_SCENES.values()):
+            scene(fleet)
+        return finish(fleet)
