@@ -27,6 +27,7 @@ FINGERPRINT_CHUNK_BYTES = 32 << 20
 
 Kind = Literal["embedding", "cross-encoder", "qwen3-reranker"]
 
+_PICKLES = ("bin", "pt", "pth", "pkl", "ckpt")  # how weights end that any code may be in
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*/*.json"]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model")
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
@@ -212,7 +213,7 @@ def _hub_directory(name: str) -> Path:
 def _check_weights(name: str, path: Path) -> None:
     if any(path.glob("*.safetensors")):
         return
-    pickles = sorted(file.name for file in path.glob("*.bin"))
+    pickles = sorted(file.name for end in _PICKLES for file in path.glob(f"*.{end}"))
     if pickles:
         raise ConfigError(
             f"{name} has its weights only as {pickles[0]}, a pickle, which can run any code; "
