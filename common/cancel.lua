@@ -3,20 +3,30 @@
 --
 -- KEYS  rq:job:{id} hash, one for each job
 -- also  rq:executions:{id} zset, rq:execution:{id}:{execution} hash, vf:lease:{queue} zset,
---       rq:wip:{queue} zset, vf:load:{queue} hash: named after the job's id and origin
+--       rq:wip:{queue} zset, vf:load:{queue} hash, vf:sum:{line} hash: named after the job's id and
+--       origin; the load of its merge queue, where it was parked for that
 -- Returns the number of jobs that were there
+local function count(key, prefix, tokens, bytes)
+  if redis.call('EXISTS', key) == 0 then return end
+  redis.call('HINCRBY', key, prefix .. 'tokens', -tokens)
+  redis.call('HINCRBY', key, prefix .. 'bytes', -bytes)
+  redis.call('HINCRBY', key, prefix .. 'jobs', -1)
+end
+
 local cancelled = 0
 for _, key in ipairs(KEYS) do
-  local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost')
+  local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge')
   local status, queue, cost = job[1], job[2], tonumber(job[3] or 0)
   if status == 'queued' then
     local size = redis.call('HSTRLEN', key, 'data')
     redis.call('DEL', key)
-    if redis.call('EXISTS', 'vf:load:' .. queue) == 1 then
-      redis.call('HINCRBY', 'vf:load:' .. queue, 'tokens', -cost)
-      redis.call('HINCRBY', 'vf:load:' .. queue, 'bytes', -size)
-      redis.call('HINCRBY', 'vf:load:' .. queue, 'jobs', -1)
+    if job[4] then
+      count('vf:load:' .. job[5], 'parked_', cost, size)
+    else
+      count('vf:load:' .. queue, '', cost, size)
     end
+    local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
+    count('vf:sum:' .. (string.sub(line, 1, 6) == 'merge.' and 'merge' or line), '', cost, size)
     cancelled = cancelled + 1
   elseif status == 'started' then
     local id = string.sub(key, #'rq:job:' + 1)

@@ -65,7 +65,7 @@ class Collection:
     @property
     def search_queue(self) -> QueueName:
         """Where reads go."""
-        return search_queue(self.home)
+        return search_queue(self.home, self.tenant)
 
     def to_wire(self) -> dict[str, Any]:
         """The record as plain data."""

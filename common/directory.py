@@ -142,10 +142,18 @@ class Directory:
             if card is not None
         ]
 
-    async def waiting_tokens(self, queue: keys.QueueName) -> int:
-        """Tokens that wait in a queue."""
+    async def tokens_ahead(self, queue: keys.QueueName) -> int:
+        """Tokens that are served until what waits in a queue now has been.
+
+        The tenants that have something waiting take turns, so no more than its own for each.
+        """
         with translated():
-            return int(cast(Any, await self._redis.hget(keys.load(queue), "tokens")) or 0)
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hget(keys.load(queue), "tokens")
+            pipe.hget(keys.load_of_all(queue), "tokens")
+            pipe.zcard(keys.line(queue))
+            own, everyone, tenants = (int(count or 0) for count in await pipe.execute())
+        return min(own * max(1, tenants), max(own, everyone))
 
     async def tokens_per_s(self, pool: str) -> float:
         """What the live workers of a pool say they do together."""

@@ -1,25 +1,51 @@
 -- Admit jobs to one queue, all or none.
 --
--- KEYS  1 rq:queue:{queue}  list     2 vf:load:{queue}  hash    3 vf:bell:{queue}  list
+-- KEYS  1 rq:queue:{queue}  list     2 vf:load:{queue}  hash    3 vf:bell:{line}   list
 --       4 rq:queues         set      5 vf:sub:{sub}     hash    6 vf:sub:{sub}:ok  bitmap
 --       7 vf:sub:{sub}:bad  bitmap   8 vf:version:{uid} string  9 vf:load:{merge queue} hash
 --       10 vf:outstanding:{uid} zset
 --       (5 to 10 are named but not touched where ARGV leaves the submission or the merge queue out)
 --       rq:job:{id}         hash     one for each job, named after the ids in ARGV
+--       vf:line:{line} zset, vf:clock:{line} zset, vf:sum:{line} hash, vf:sum:merge hash: named after
+--       the queue. The line is its name without `vf.{tenant}.`: all tenants' queues for one work
 -- ARGV  1 queue   2 time, ISO 8601, for RQ's readers   3 most tokens waiting   4 most bytes waiting
 --       5 reply box or ''   6 deadline, ms from now, or 0   7 submission or ''
 --       8 merge queue or ''   9 most bytes waiting in the merge queue   10 '1': assign versions
+--       11 most bytes waiting in the queues of all tenants for this work
+--       12 most bytes waiting in all merge queues
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
---       verdict: 'ok', 'full', 'merge_full', 'cancelled' or 'invalid' (tokens and documents are whole
+--       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'cancelled' or 'invalid' (tokens and documents are whole
 --       numbers below 2^31, block below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
-local FIRST, STRIDE = 11, 5
+local FIRST, STRIDE = 13, 5
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 
+local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
+local merges = string.sub(line, 1, 6) == 'merge.'
+local sum = 'vf:sum:' .. (merges and 'merge' or line)
+local max_shared, max_unmerged = tonumber(ARGV[merges and 12 or 11]), tonumber(ARGV[12])
+
 local function text(number) return string.format('%.0f', number) end
+
+-- What is left for others is what one may hold: n that hold all they may leave 1/(n+1) free, so that
+-- none, nor many together, keep the others out.
+local function left_in(key, most)
+  local held = tonumber(redis.call('HGET', key, 'bytes') or 0)
+  return held > 0 and math.max(0, most - held) or math.huge
+end
+
+-- A queue that was empty goes to where the line is now; one that was served in advance waits for
+-- it. worker/claim.lua moves the line on.
+local function join_line()
+  local places, clock = 'vf:line:' .. line, 'vf:clock:' .. line
+  if merges or redis.call('ZSCORE', places, queue) then return end
+  local now = tonumber(redis.call('ZRANGE', places, 0, 0, 'WITHSCORES')[2] or 0)
+  local served = tonumber(redis.call('ZSCORE', clock, queue) or 0)
+  redis.call('ZADD', places, text(math.max(now, served)), queue)
+end
 
 local waiting = redis.call('HMGET', KEYS[2], 'tokens', 'bytes')
 local tokens, bytes = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
@@ -28,8 +54,11 @@ if sub ~= '' and redis.call('HGET', KEYS[5], 'state') == 'cancelled' then
   return {'cancelled', tokens, bytes}
 end
 if merge_queue ~= '' then
-  local unmerged = tonumber(redis.call('HGET', KEYS[9], 'bytes') or 0)
-  if unmerged > tonumber(ARGV[9]) then return {'merge_full', tokens, unmerged} end
+  local found = redis.call('HMGET', KEYS[9], 'bytes', 'parked_bytes')
+  local unmerged = tonumber(found[1] or 0) + tonumber(found[2] or 0)
+  if unmerged > math.min(tonumber(ARGV[9]), left_in('vf:sum:merge', max_unmerged)) then
+    return {'merge_full', tokens, unmerged}
+  end
 end
 
 local function is_below(limit, value)
@@ -62,6 +91,9 @@ end
 -- A call that is alone in the queue passes whatever its size: else it could never pass.
 if #fresh > 0 and tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
   return {'full', tokens, bytes}
+end
+if #fresh > 0 and bytes + fresh_bytes > left_in(sum, max_shared) then
+  return {'shared_full', tokens, tonumber(redis.call('HGET', sum, 'bytes'))}
 end
 
 local time = redis.call('TIME')
@@ -101,9 +133,12 @@ end
 if #fresh > 0 then
   if version then redis.call('SET', KEYS[8], text(version - 1)) end
   redis.call('SADD', KEYS[4], KEYS[1])
-  redis.call('HINCRBY', KEYS[2], 'tokens', fresh_tokens)
-  redis.call('HINCRBY', KEYS[2], 'bytes', fresh_bytes)
-  redis.call('HINCRBY', KEYS[2], 'jobs', #fresh)
+  for _, key in ipairs({KEYS[2], sum}) do
+    redis.call('HINCRBY', key, 'tokens', fresh_tokens)
+    redis.call('HINCRBY', key, 'bytes', fresh_bytes)
+    redis.call('HINCRBY', key, 'jobs', #fresh)
+  end
+  join_line()
   if redis.call('LLEN', KEYS[3]) == 0 then redis.call('RPUSH', KEYS[3], '1') end
 end
 return {'ok', tokens + fresh_tokens, bytes + fresh_bytes, unpack(numbers)}

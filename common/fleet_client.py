@@ -389,7 +389,7 @@ class FleetClient:
             raise
 
     async def _retry_after_s(self, queue: keys.QueueName) -> float:
-        waiting = await self.directory.waiting_tokens(queue)
+        waiting = await self.directory.tokens_ahead(queue)
         rate = await self.directory.tokens_per_s(queue.pool)
         low, high = _RETRY_AFTER_RANGE_S
         return min(high, max(low, math.ceil(waiting / rate))) if rate > 0 else low
@@ -448,7 +448,7 @@ class FleetClient:
         return (await self._ask([call], timeout_s))[0]
 
     async def _ask_catalog(self, function: str, payload: dict[str, Any]) -> dict[str, Any]:
-        call = _Call(keys.catalog_queue(), function, payload, 1)
+        call = _Call(keys.catalog_queue(tenant=payload["tenant"]), function, payload, 1)
         return (await self._ask([call], CATALOG_TIMEOUT_S))[0]
 
 

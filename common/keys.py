@@ -24,8 +24,18 @@ vf:lease:{queue}           zset    member job:execution, score = expiry in ms of
                                    rescue and cancel
 vf:load:{queue}            hash    tokens, bytes, jobs waiting in the list; written by enqueue,
                                    claim, release and cancel; deleted when the list runs empty
-vf:bell:{queue}            list    at most one element: something is there to claim; written by
-                                   whoever adds to the list, removed by a waiting worker
+vf:bell:{line}             list    at most one element: something is there to claim; written by
+                                   whoever adds to a list, removed by a waiting worker
+vf:line:{line}             zset    queue -> the tokens that the line will have served when its turn
+                                   comes; the queues of all tenants in which something waits.
+                                   written by enqueue, claim and whoever adds to a list
+vf:clock:{line}            zset    the same of queues that ran empty ahead of the others; deleted
+                                   when the line is empty
+vf:sum:{line}              hash    the sums of vf:load over all tenants, with parked jobs; of all
+                                   merge queues in vf:sum:merge; deleted when nothing waits
+vf:parked:{queue}          list    jobs of embed queues that wait until this merge queue has room;
+                                   counted in its vf:load as parked_tokens, _bytes and _jobs.
+                                   written and emptied by claim
 vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
 vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
 vf:sub:{submission}        hash    a submission's progress; SUBMISSION_TTL_S after its last change
@@ -47,19 +57,21 @@ vf:worker:{worker}         hash    TTL WORKER_TTL_S: card, tokens per second, st
 
 A queue's name says what its jobs need: ``vf.{tenant}.{task}.{target}.{lane}``. The target is a
 model's space for embed and rerank, ``{uid}-{partition}`` for merge, the aggregator's home for
-search and catalog. Tenant ``-`` is the default tenant.
+search and catalog. Tenant ``-`` is the default tenant. A queue's line is its name without
+``vf.{tenant}.``: the queues of all tenants for the same work, which are served by turns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 QueueTask = Literal["embed", "rerank", "merge", "search", "catalog"]
 
 DEFAULT_TENANT = "-"
+EVERY_TENANT = "*"  # in the names of queues that a worker asks for; never a tenant's own
 DEFAULT_HOME = "main"
 
 QUEUES = "rq:queues"
@@ -91,6 +103,29 @@ class QueueName:
 
     def __str__(self) -> str:
         return f"vf.{self.tenant}.{self.task}.{self.target}.{self.lane}"
+
+    @classmethod
+    def parse(cls, name: str) -> QueueName:
+        """The queue of this name; raises ``ValueError`` where it is none of the fleet's."""
+        prefix, tenant, task, rest = name.split(".", 3)
+        target, _, lane = rest.rpartition(".")
+        if prefix != "vf" or task not in get_args(QueueTask) or lane not in LANES:
+            raise ValueError(f"{name!r} is no queue of vecfleet")
+        return cls(tenant, cast(QueueTask, task), target, lane)
+
+    @property
+    def line(self) -> str:
+        """What the queues of all tenants for the same work have in common."""
+        return f"{self.task}.{self.target}.{self.lane}"
+
+    @property
+    def is_of_every_tenant(self) -> bool:
+        """Whether it stands for the queues of all tenants."""
+        return self.tenant == EVERY_TENANT
+
+    def of(self, tenant: str) -> QueueName:
+        """The queue of ``tenant`` for the same work."""
+        return replace(self, tenant=tenant)
 
     @property
     def pool(self) -> str:
@@ -148,9 +183,19 @@ def load(queue: object) -> str:
     return f"vf:load:{queue}"
 
 
-def bell(queue: object) -> str:
+def bell(queue: QueueName) -> str:
     """Where a worker without work waits."""
-    return f"vf:bell:{queue}"
+    return f"vf:bell:{queue.line}"
+
+
+def line(queue: QueueName) -> str:
+    """The queues of all tenants for the same work that have something waiting, by turns."""
+    return f"vf:line:{queue.line}"
+
+
+def load_of_all(queue: QueueName) -> str:
+    """What waits in the queues of all tenants for the same work, or in all merge queues."""
+    return f"vf:sum:{'merge' if queue.task == 'merge' else queue.line}"
 
 
 def alive(box: str) -> str:

@@ -33,11 +33,17 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How much may wait in one queue, and in the merge queue behind it."""
+    """How much may wait in one queue, and in the merge queue behind it.
+
+    The limits of all tenants together bound what one may hold by what is left: one alone gets
+    half of it, two a third each, and there is always something left for the next.
+    """
 
     max_tokens: int = 4_000_000
     max_bytes: int = 256 << 20
     max_merge_bytes: int = 512 << 20
+    max_shared_bytes: int = 1 << 30  # in the queues of all tenants for a model and a lane
+    max_unmerged_bytes: int = 2 << 30  # in all merge queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,8 @@ class QueueClient:
             route.merge_queue,
             self._admission.max_merge_bytes,
             "1" if route.version_uid else "",
+            self._admission.max_shared_bytes,
+            self._admission.max_unmerged_bytes,
         ]
         for job in jobs:
             arguments += (job.id, job.block, job.tokens, job.documents, job.data)
@@ -198,6 +206,11 @@ class QueueClient:
             raise QueueFull(
                 f"the {queue.lane} queue of this model holds {tokens} tokens in {size} bytes; "
                 "try again later"
+            )
+        if verdict == b"shared_full":
+            raise QueueFull(
+                f"the {queue.lane} queues of all tenants of this model hold {size} bytes, and this "
+                "one its share; try again later"
             )
         if verdict == b"merge_full":
             raise QueueFull(

@@ -88,6 +88,8 @@ class Settings(BaseModel):
     max_queue_tokens: Count = 4_000_000
     max_queue_bytes: Count = 256 << 20
     max_merge_bytes: Count = 512 << 20
+    max_shared_bytes: Count = 1 << 30
+    max_unmerged_bytes: Count = 2 << 30
     dead_ttl_s: Annotated[int, Field(ge=60)] = DEAD_TTL_S
     max_body_bytes: Count = limits.MAX_BODY_BYTES
     timeout_s: float = Field(30.0, gt=0)

@@ -4,6 +4,8 @@
 --       4 vf:sub:{sub}:errors list
 -- ARGV  1 blocks, or '' to open   2 documents   3 TTL, s   then names and values to keep
 -- Returns the submission's state
+-- A full Redis refuses to open one, but not to close it: that is what ends the work that fills it.
+if ARGV[1] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 local time = redis.call('TIME')
 local now_ms = string.format('%.0f', time[1] * 1000 + time[2] / 1000)
 if redis.call('HSETNX', KEYS[1], 'state', 'open') == 1 then

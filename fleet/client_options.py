@@ -32,7 +32,11 @@ def connected(settings: Settings, redis_url: str | None) -> AsyncProducer:
     return AsyncProducer(
         chosen.find_redis_url(),
         admission=Admission(
-            chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
+            chosen.max_queue_tokens,
+            chosen.max_queue_bytes,
+            chosen.max_merge_bytes,
+            chosen.max_shared_bytes,
+            chosen.max_unmerged_bytes,
         ),
         timeout_s=chosen.timeout_s,
         journal_dir=chosen.data / JOURNALS,

@@ -170,7 +170,11 @@ def gateway(
             timeout_s=chosen.timeout_s,
             max_body_bytes=chosen.max_body_bytes,
             admission=Admission(
-                chosen.max_queue_tokens, chosen.max_queue_bytes, chosen.max_merge_bytes
+                chosen.max_queue_tokens,
+                chosen.max_queue_bytes,
+                chosen.max_merge_bytes,
+                chosen.max_shared_bytes,
+                chosen.max_unmerged_bytes,
             ),
         )
 
@@ -262,6 +266,8 @@ def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name:
             ),
             dead_ttl_s=chosen.dead_ttl_s,
         )
+            max_merge_bytes=chosen.max_merge_bytes,
+            max_unmerged_bytes=chosen.max_unmerged_bytes,
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)
 
@@ -306,7 +312,13 @@ def aggregator(
         return _run_both(chosen, url, home, niceness)
 
     def config(cls: Any) -> Any:
-        return cls(redis_url=url, data_dir=chosen.data, home=home, dead_ttl_s=chosen.dead_ttl_s)
+        return cls(
+            redis_url=url,
+            data_dir=chosen.data,
+            home=home,
+            dead_ttl_s=chosen.dead_ttl_s,
+            max_merge_bytes=chosen.max_merge_bytes,
+        )
 
     if only == "writer" and not check:
         os.nice(niceness)

@@ -83,7 +83,7 @@ class Aggregator:
         self._watermark_at: dict[str, float] = {}  # when each is due, by uid
         self._drains: set[asyncio.Task[None]] = set()
         self._out_of_service: set[str] = set()  # uids whose manifest cannot be read
-        self._deleted: list[str] = []  # uids
+        self._deleted: dict[str, str] = {}  # the tenants, by uid
         self._tenants: frozenset[str] = frozenset()  # that have or had a collection
         self.discarded = 0  # shards of collections that were deleted
 
@@ -113,13 +113,13 @@ class Aggregator:
     def queues(self) -> list[keys.QueueName]:
         """The merge queue of every collection, and the catalogue's own."""
         return [
-            *(keys.catalog_queue(self._catalog.home, tenant) for tenant in sorted(self._tenants)),
+            keys.catalog_queue(self._catalog.home, keys.EVERY_TENANT),
             *(
                 collection.merge_queue
                 for collection in list(self._collections.values())
                 if collection.uid not in self._out_of_service
             ),
-            *(keys.merge_queue(uid) for uid in self._deleted),
+            *(keys.merge_queue(uid, tenant) for uid, tenant in self._deleted.items()),
         ]
 
     def publish(self) -> None:
@@ -323,7 +323,7 @@ class Aggregator:
             self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
             if writer := self._writers.pop(uid, None):
                 writer.close()  # ends the children, which would go on writing into the folder
-            self._deleted = [*self._deleted, uid]
+            self._deleted = {**self._deleted, uid: tenant}
             self._collections.pop(uid, None)
             self._publish()
             with translated():

@@ -134,7 +134,7 @@ class BatchWorker:
 
     def _claim_loop(self, lane: keys.Lane) -> None:
         window = self._windows[lane]
-        retries = 0
+        retries = turn = 0
         needs_calm = False  # a suspect waits until nothing of this lane is in flight
         while not self._stopping.is_set():
             if needs_calm and not window.wait_until_empty(_ROOM_WAIT_S):
@@ -142,6 +142,8 @@ class BatchWorker:
             if window.wait_for_room(_ROOM_WAIT_S) is None:
                 continue
             mine = [name for name in self._queues() if name.lane == lane]
+            turn = turn + 1 if turn < len(mine) - 1 else 0
+            mine = mine[turn:] + mine[:turn]  # what is first has the first right to the room
             try:
                 with self._quarantine.claiming(lane, _ROOM_WAIT_S) as may:
                     if not may:
@@ -167,12 +169,12 @@ class BatchWorker:
             return [], False
         is_alone = window.in_flight[0] == 0
         return self._ledger.claim_or_wait(
-            [Ask(name, room.jobs, room.tokens, is_alone) for name in mine]
+            [Ask(name, room.jobs, room.tokens, room.bytes, is_alone) for name in mine]
         )
 
     def _take(self, jobs: Sequence[ClaimedJob], window: Window) -> None:
         for job in jobs:
-            window.take(job.tokens)
+            window.take(job.tokens, job.size)
         self._quarantine.take(jobs)
 
     def _wait(self, mine: Sequence[keys.QueueName]) -> None:
@@ -281,7 +283,7 @@ class BatchWorker:
 
     def _give_back(self, job: ClaimedJob) -> None:
         self._quarantine.give_back(job)
-        self._windows[job.queue.lane].give_back(job.tokens)
+        self._windows[job.queue.lane].give_back(job.tokens, job.size)
 
     def _take_counts(self) -> Counts:
         """What was done since the last call."""

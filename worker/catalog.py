@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NU
 CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
     removed INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS deleted_of (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seal (one INTEGER PRIMARY KEY CHECK (one = 1),
     generation INTEGER NOT NULL, digest BLOB NOT NULL);
 INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
@@ -141,8 +142,11 @@ class Catalog:
     def deleted(self, since_s: float) -> list[str]:
         """The uids of collections that were deleted after ``since_s``, a Unix time."""
         with self._used():
-            query = "SELECT uid FROM deleted WHERE deleted_s >= ? ORDER BY deleted_s"
-            return [uid for (uid,) in self._db.execute(query, (since_s,)).fetchall()]
+            query = (
+                "SELECT uid, coalesce(tenant, ?) FROM deleted LEFT JOIN deleted_of USING (uid) "
+                "WHERE deleted_s >= ? ORDER BY deleted_s"
+            )
+            return dict(self._db.execute(query, (DEFAULT_TENANT, since_s)).fetchall())
 
     def tenants(self) -> frozenset[str]:
         """All tenants that have or had a collection here, and the default one."""
@@ -184,6 +188,8 @@ class Catalog:
                 if directory.is_symlink():
                     directory.unlink()
                 elif directory.exists() and not leaving.exists():
+                row = (found.uid, tenant)
+                self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", row)
                     directory.rename(leaving)
                 shutil.rmtree(leaving, ignore_errors=True)
                 if not directory.exists() and not leaving.exists():

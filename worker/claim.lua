@@ -1,26 +1,37 @@
--- Claim jobs from several queues, the first ones first.
+-- Claim jobs from several queues, the first ones first; those in one line by turns.
 --
--- KEYS  rq:queue:{queue} list, one a queue; the rest as the ledger names them
+-- KEYS  rq:queue:{queue} list, or vf:line:{line} zset, one for each that is asked; the rest as the
+--       ledger names them
 -- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 prefix of the execution ids
---       then for each queue: its name, most jobs, most tokens, '1' if the worker has nothing of
---       its lane in flight
+--       5 most bytes waiting in a merge queue   6 the same in all of them; 0 for no limit
+--       then for each that is asked: its name, `vf.*.{line}` for the queues of all tenants; most
+--       jobs, most tokens, most bytes of all that is claimed so far in this call, '1' if the worker has nothing of its lane in flight
 -- A job whose worker died is a suspect: it is claimed alone, by a worker that has nothing else of
 -- its lane in flight, so that if it kills again it takes no neighbours with it. vf_at says what of
 -- it is being worked on, '*' for the whole job; worker/quarantine.py goes on from there.
--- Returns {1 if a suspect waits until nothing is in flight, jobs}, one array a job: id, execution, number of its queue, this claim's time in us, its data,
+-- A job whose shard would go into a merge queue that is full is parked, out of the others' way,
+-- until whoever claims from that merge queue has made room.
+-- Returns {1 if a suspect waits until nothing is in flight, jobs}, one array a job: id, execution,
+--       its queue, this claim's time in us, its data,
 --       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
 --       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
 --       every string that a script touches, byte by byte.
+local MOST_QUEUES = 32  -- of one line; they change with each turn
+local MOST_DROPPED = 1024  -- jobs that are gone or parked, in one call
+local MOST_UNPARKED = 64
 local LARGE = 16384
 local FIELDS = {
   'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
   'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl', 'vf_named', 'vf_condemned',
   'vf_from',
 }
-local COST, SUB, ATTEMPTS, STATUS, DEADLINE = 1, 4, 9, #FIELDS + 1, #FIELDS + 2
+local COST, SUB, MERGE, ATTEMPTS, STATUS, DEADLINE = 1, 4, 7, 9, #FIELDS + 1, #FIELDS + 2
+local ORIGIN = #FIELDS + 3
+local ASKED = 6
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local ask = {unpack(FIELDS)}
-ask[STATUS], ask[DEADLINE] = 'status', 'vf_deadline'
+local most_unmerged, most_all_unmerged = tonumber(ARGV[5]), tonumber(ARGV[6])
+local ask_for = {unpack(FIELDS)}
+ask_for[STATUS], ask_for[DEADLINE], ask_for[ORIGIN] = 'status', 'vf_deadline', 'origin'
 
 -- Jobs whose text, client or submission is gone are dropped here, and never reach an engine.
 local function is_gone(job, size)
@@ -28,6 +39,12 @@ local function is_gone(job, size)
   if size == 0 or job[STATUS] == 'canceled' then return true end
   if deadline and tonumber(deadline) < now_ms then return true end
   return sub and redis.call('HGET', 'vf:sub:' .. sub, 'state') == 'cancelled'
+end
+
+-- An id that stayed behind, as of a job that was cancelled and enqueued again: the job runs, or waits
+-- in another queue. Taken once more, it would have two holders.
+local function is_left_over(job, queue)
+  return job[STATUS] == 'started' or job[ORIGIN] and job[ORIGIN] ~= queue
 end
 
 local function take(id, queue, job, number)
@@ -48,58 +65,208 @@ local function take(id, queue, job, number)
   return execution
 end
 
--- A suspect at the head of any queue goes first, once there is nothing else in flight.
-local first, last = 1, #KEYS
-for k, list in ipairs(KEYS) do
-  local id = ARGV[4 + 4 * k] == '1' and redis.call('LINDEX', list, 0)
-  if id and tonumber(redis.call('HGET', 'rq:job:' .. id, 'vf_attempts') or 0) > 0 then
-    first, last = k, k
-    break
+-- Whether no more shards should come into a merge queue for now; one that is empty takes some always.
+local full = {}
+local function is_full(merge)
+  if full[merge] == nil then
+    local bytes = tonumber(redis.call('HGET', 'vf:load:' .. merge, 'bytes') or 0)
+    local others = tonumber(redis.call('HGET', 'vf:sum:merge', 'bytes') or 0)
+    full[merge] = most_unmerged > 0 and bytes > most_unmerged
+      or most_all_unmerged > 0 and bytes > math.max(0, most_all_unmerged - others)
+  end
+  return full[merge]
+end
+
+-- A parked job counts with its merge queue, which its collection's enqueues look at, and no more
+-- with its own queue, which it would fill for the tenant's other collections.
+local function park(id, merge, cost, size)
+  redis.call('RPUSH', 'vf:parked:' .. merge, id)
+  redis.call('HSET', 'rq:job:' .. id, 'vf_parked', 1)
+  add('vf:load:' .. merge, 'parked_', cost, size, 1)
+end
+
+local function unpark(merge)
+  local parked, back = 'vf:parked:' .. merge, {}
+  for _ = 1, MOST_UNPARKED do
+    local id = redis.call('LPOP', parked)
+    if not id then break end
+    back[#back + 1] = id
+  end
+  for at = #back, 1, -1 do
+    local key = 'rq:job:' .. back[at]
+    local job = redis.call('HMGET', key, 'vf_parked', 'origin', 'vf_cost')
+    if job[1] then  -- else it was cancelled
+      local cost, size = tonumber(job[3] or 0), redis.call('HSTRLEN', key, 'data')
+      redis.call('HDEL', key, 'vf_parked')
+      add('vf:load:' .. merge, 'parked_', -cost, -size, -1)
+      add('vf:load:' .. job[2], '', cost, size, 1)
+      redis.call('LPUSH', 'rq:queue:' .. job[2], back[at])
+      join_line(job[2])
+      ring(job[2])
+    end
+  end
+  if redis.call('EXISTS', parked) == 0 then
+    redis.call('HDEL', 'vf:load:' .. merge, 'parked_tokens', 'parked_bytes', 'parked_jobs')
   end
 end
 
-local claimed, is_quarantined, waits_for_calm = {}, false, 0
-for k = first, last do
-  local list = KEYS[k]
-  local at = 1 + 4 * k
-  local queue, most_jobs, most_tokens = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local is_alone = ARGV[at + 3] == '1'
-  local jobs, tokens, left, left_tokens, left_bytes = 0, 0, 0, 0, 0
-  while jobs < most_jobs do
-    local id = redis.call('LINDEX', list, 0)
-    if not id then break end
-    local key = 'rq:job:' .. id
-    local job, size = redis.call('HMGET', key, unpack(ask)), redis.call('HSTRLEN', key, 'data')
-    local cost = tonumber(job[COST] or 0)
-    local gone = is_gone(job, size)
-    local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
-    if not gone and tokens > 0 and tokens + cost > most_tokens then break end
-    if not gone and is_suspect and (#claimed > 0 or not is_alone) then
+local function unpark_if_there_is_room(queue)
+  if not is_merge(line_of(queue)) then return end
+  if redis.call('EXISTS', 'vf:parked:' .. queue) == 0 then return end
+  local bytes = tonumber(redis.call('HGET', 'vf:load:' .. queue, 'bytes') or 0)
+  if most_unmerged == 0 or bytes <= most_unmerged / 2 then unpark(queue) end
+end
+
+-- The queues that are asked: each with the number of the ask, its list, and its place in its line.
+local function find_queues()
+  local found = {}
+  local function note(queue, k, place)
+    found[#found + 1] = {queue = queue, k = k, list = 'rq:queue:' .. queue, place = tonumber(place)}
+  end
+  for k = 1, #KEYS do
+    local name = ARGV[ASKED - 4 + 5 * k]
+    if string.sub(name, 1, 5) ~= 'vf.*.' then
+      note(name, k)
+    else
+      -- What stock tools put into the default tenant's queue did not join the line.
+      local default = 'vf.-.' .. string.sub(name, 6)
+      if redis.call('EXISTS', 'rq:queue:' .. default) == 1 then join_line(default) end
+      local line = redis.call('ZRANGE', KEYS[k], 0, MOST_QUEUES - 1, 'WITHSCORES')
+      for at = 1, #line, 2 do note(line[at], k, line[at + 1]) end
+    end
+  end
+  return found
+end
+
+local claimed, is_quarantined, waits_for_calm, dropped = {}, false, 0, 0
+local all_tokens, all_bytes = 0, 0
+
+-- Take the job at the head of a queue, when its ask has room for it.
+-- Returns its tokens; 0 when it was dropped; nil, and whether only this queue is done with.
+local function take_first(entry, ask)
+  local id = redis.call('LINDEX', entry.list, 0)
+  if not id then return nil, true end
+  local key = 'rq:job:' .. id
+  local job, size = redis.call('HMGET', key, unpack(ask_for)), redis.call('HSTRLEN', key, 'data')
+  if is_left_over(job, entry.queue) then
+    redis.call('LPOP', entry.list)
+    entry.is_touched, dropped = true, dropped + 1
+    return 0
+  end
+  local cost = tonumber(job[COST] or 0)
+  local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
+  local gone, merge = is_gone(job, size), job[MERGE]
+  local parks = not gone and job[COST] and merge and merge ~= '' and merge ~= entry.queue
+    and is_full(merge)
+  if not gone and not parks then
+    if #claimed > 0 and (all_tokens + cost > ask.most_tokens or all_bytes + size > ask.most_bytes) then
+      return nil, false
+    end
+    if is_suspect and (#claimed > 0 or not ask.is_alone) then
       waits_for_calm = 1
-      break
+      return nil, true
     end
-    redis.call('LPOP', list)
-    if job[COST] then
-      left, left_tokens, left_bytes = left + 1, left_tokens + cost, left_bytes + size
-    end
+  end
+  redis.call('LPOP', entry.list)
+  entry.is_touched = true
+  if job[COST] then
+    entry.jobs, entry.tokens = (entry.jobs or 0) + 1, (entry.tokens or 0) + cost
+    entry.bytes = (entry.bytes or 0) + size
+  end
+  if gone or parks then
+    dropped = dropped + 1
     if gone then
       redis.call('DEL', key)
     else
-      jobs, tokens = jobs + 1, tokens + cost
-      local execution = take(id, queue, job, #claimed + 1)
-      local row = {id, execution, k, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
-      for f = 1, #FIELDS do row[#row + 1] = job[f] end
-      claimed[#claimed + 1] = row
-      if is_suspect then most_jobs, is_quarantined = jobs, true end
+      entry.parked_tokens = (entry.parked_tokens or 0) + cost
+      entry.parked_bytes = (entry.parked_bytes or 0) + size
+      entry.parked_jobs = (entry.parked_jobs or 0) + 1
+      park(id, merge, cost, size)
+    end
+    return 0
+  end
+  all_tokens, all_bytes = all_tokens + cost, all_bytes + size
+  local execution = take(id, entry.queue, job, #claimed + 1)
+  local row = {id, execution, entry.queue, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
+  for f = 1, #FIELDS do row[#row + 1] = job[f] end
+  claimed[#claimed + 1] = row
+  is_quarantined = is_suspect
+  return math.max(1, job[COST] and cost or math.floor(size / 4))
+end
+
+-- Of the queues of one ask, the one whose turn it is.
+local function next_of(queues)
+  local first
+  for _, entry in ipairs(queues) do
+    if not entry.is_done and (not first or (entry.place or 0) < (first.place or 0)) then
+      first = entry
     end
   end
-  local load = 'vf:load:' .. queue
-  if redis.call('LLEN', list) == 0 then
-    redis.call('DEL', load)  -- the sums start anew, whatever stock tools took out of the list
-  elseif left > 0 then
-    count_waiting(queue, -left_tokens, -left_bytes, -left)
+  return first
+end
+
+local function claim_from(queues, ask)
+  while #claimed < ask.most_jobs and dropped < MOST_DROPPED and not is_quarantined do
+    local entry = next_of(queues)
+    if not entry then return end
+    local tokens, goes_on = take_first(entry, ask)
+    if tokens then
+      if entry.place then entry.place = entry.place + tokens end
+    elseif goes_on then
+      entry.is_done = true
+    else
+      return
+    end
   end
-  if jobs > 0 and redis.call('LLEN', list) > 0 then ring(queue) end
+end
+
+-- Bring what is told of a queue in line with its list.
+local function tidy(entry)
+  local queue = entry.queue
+  if not entry.is_touched then
+    unpark_if_there_is_room(queue)
+    return
+  end
+  local line = line_of(queue)
+  if entry.place then redis.call('ZADD', 'vf:line:' .. line, 'XX', text(entry.place), queue) end
+  if entry.jobs then
+    add('vf:load:' .. queue, '', -entry.tokens, -entry.bytes, -entry.jobs)
+    count_all(queue, (entry.parked_tokens or 0) - entry.tokens,
+      (entry.parked_bytes or 0) - entry.bytes, (entry.parked_jobs or 0) - entry.jobs)
+  end
+  if redis.call('EXISTS', entry.list) == 0 then leave_line(queue) end
+  unpark_if_there_is_room(queue)
+  if redis.call('EXISTS', entry.list) == 1 or redis.call('EXISTS', 'vf:line:' .. line) == 1 then
+    ring(queue)
+  end
+end
+
+local found = find_queues()
+-- A suspect at the head of any queue goes first, once there is nothing else in flight.
+for _, entry in ipairs(found) do
+  local id = redis.call('LINDEX', entry.list, 0)
+  if id and tonumber(redis.call('HGET', 'rq:job:' .. id, 'vf_attempts') or 0) > 0 then
+    if ARGV[ASKED + 5 * entry.k] == '1' then
+      found = {entry}
+      break
+    end
+    waits_for_calm = 1
+  end
+end
+
+local by_ask = {}
+for _, entry in ipairs(found) do
+  by_ask[entry.k] = by_ask[entry.k] or {}
+  table.insert(by_ask[entry.k], entry)
+end
+for k = 1, #KEYS do
+  local at = ASKED - 4 + 5 * k
+  local ask = {
+    most_jobs = tonumber(ARGV[at + 1]), most_tokens = tonumber(ARGV[at + 2]),
+    most_bytes = tonumber(ARGV[at + 3]), is_alone = ARGV[at + 4] == '1',
+  }
+  if by_ask[k] then claim_from(by_ask[k], ask) end
   if is_quarantined then break end
 end
+for _, entry in ipairs(found) do tidy(entry) end
 return {waits_for_calm, claimed}

@@ -4,12 +4,18 @@
 --   rq:job:{id} hash           rq:queue:{queue} list      rq:wip:{queue} zset
 --   rq:execution:{id}:{exec}   rq:executions:{id} zset    rq:failed:{queue} zset
 --   rq:results:{id} stream     rq:queues set              vf:lease:{queue} zset
---   vf:load:{queue} hash       vf:bell:{queue} list       vf:alive:{box} string
---   vf:outstanding:{uid} zset
+--   vf:load:{queue} hash       vf:bell:{line} list        vf:alive:{box} string
+--   vf:sum:{line} hash         vf:line:{line} zset        vf:clock:{line} zset
+--   vf:outstanding:{uid} zset  vf:parked:{queue} list
 --   vf:reply:{box} list        vf:sub:{sub} hash, with :ok and :bad bitmaps and :errors list
 --
 -- A full Redis refuses a script whose first write may need memory. So each script's first write is
 -- one that is never refused (ZREM, LPOP, EXPIRE, DEL); after it, Redis lets the rest pass.
+--
+-- The queues of all tenants for one work stand in a line, and are served by turns: vf:line has those
+-- in which something waits, scored by the tokens that the line had served when their turn comes. A
+-- queue that runs empty leaves the line, and vf:clock keeps its place while that is ahead of the
+-- others: coming back does not make its turn come sooner. Merge queues stand in no line.
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = now_us / 1000
@@ -26,16 +32,76 @@ local function unlease(id, execution, queue)
   return held
 end
 
+-- A write that is never refused, for where the next one would be: the key never is.
+local function begin_to_write() redis.call('DEL', 'vf:never') end
+
+-- The line of a queue: its name without `vf.{tenant}.`
+local function line_of(queue) return string.match(queue, '^vf%.[^.]*%.(.+)$') or queue end
+
+local function is_merge(line) return string.sub(line, 1, 6) == 'merge.' end
+
+local function sum_of(queue)
+  local line = line_of(queue)
+  return 'vf:sum:' .. (is_merge(line) and 'merge' or line)
+end
+
 local function ring(queue)
-  local bell = 'vf:bell:' .. queue
+  local bell = 'vf:bell:' .. line_of(queue)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
 
+local function add(key, prefix, tokens, bytes, jobs)
+  redis.call('HINCRBY', key, prefix .. 'tokens', tokens)
+  redis.call('HINCRBY', key, prefix .. 'bytes', bytes)
+  return redis.call('HINCRBY', key, prefix .. 'jobs', jobs)
+end
+
+-- What waits for all tenants together; it starts anew when nothing does.
+local function count_all(queue, tokens, bytes, jobs)
+  local sum = sum_of(queue)
+  if add(sum, '', tokens, bytes, jobs) <= 0 then redis.call('DEL', sum) end
+end
+
 local function count_waiting(queue, tokens, bytes, jobs)
-  local load = 'vf:load:' .. queue
-  redis.call('HINCRBY', load, 'tokens', tokens)
-  redis.call('HINCRBY', load, 'bytes', bytes)
-  redis.call('HINCRBY', load, 'jobs', jobs)
+  add('vf:load:' .. queue, '', tokens, bytes, jobs)
+  count_all(queue, tokens, bytes, jobs)
+end
+
+local function join_line(queue)
+  local line = line_of(queue)
+  local places = 'vf:line:' .. line
+  if is_merge(line) or redis.call('ZSCORE', places, queue) then return false end
+  local now = tonumber(redis.call('ZRANGE', places, 0, 0, 'WITHSCORES')[2] or 0)
+  local served = tonumber(redis.call('ZSCORE', 'vf:clock:' .. line, queue) or 0)
+  begin_to_write()
+  redis.call('ZADD', places, text(math.max(now, served)), queue)
+  return true
+end
+
+-- A queue has run empty. Its sums start anew, whatever stock tools took out of its list.
+local function leave_line(queue)
+  local line, load = line_of(queue), 'vf:load:' .. queue
+  local left = redis.call('HMGET', load, 'tokens', 'bytes', 'jobs', 'parked_jobs')
+  if tonumber(left[4] or 0) > 0 then
+    redis.call('HDEL', load, 'tokens', 'bytes', 'jobs')
+  else
+    redis.call('DEL', load)
+  end
+  if left[3] and (left[1] ~= '0' or left[2] ~= '0' or left[3] ~= '0') then
+    count_all(queue, -tonumber(left[1] or 0), -tonumber(left[2] or 0), -tonumber(left[3]))
+  end
+  if is_merge(line) then return end
+  local places, clock = 'vf:line:' .. line, 'vf:clock:' .. line
+  local place = redis.call('ZSCORE', places, queue)
+  if not place then return end
+  redis.call('ZREM', places, queue)
+  local now = redis.call('ZRANGE', places, 0, 0, 'WITHSCORES')[2]
+  if not now then
+    redis.call('DEL', clock)
+  else
+    redis.call('ZREMRANGEBYSCORE', clock, '-inf', now)
+    if tonumber(place) > tonumber(now) then redis.call('ZADD', clock, place, queue) end
+  end
 end
 
 -- Put a job (back) into a queue, at the front or the back.
@@ -46,6 +112,7 @@ local function queue_job(id, queue, front)
   if cost then count_waiting(queue, cost, redis.call('HSTRLEN', key, 'data'), 1) end
   redis.call(front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+  join_line(queue)
   ring(queue)
 end
 

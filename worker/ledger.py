@@ -37,6 +37,7 @@ from vecfleet.worker.job import (
     Settlement,
     decode_claim,
 )
+from vecfleet.worker.tenant_queues import TenantQueues
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,15 @@ _DIED = "the job's worker died or lost its lease too often"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How much to claim from one queue."""
+    """How much to claim from one queue, or from those of every tenant, by turns.
+
+    It is as much as all that one call claims may come to, except that one job always may.
+    """
 
     queue: keys.QueueName
     jobs: int
     tokens: int
+    bytes: int = 1 << 40  # of data
     is_alone: bool = True  # nothing of the queue's lane is in flight in this worker
 
 
@@ -77,13 +82,19 @@ class Ledger:
         *,
         lease_s: float = keys.LEASE_TTL_S,
         dead_ttl_s: int = keys.DEAD_TTL_S,
+        max_merge_bytes: int = 0,
+        max_unmerged_bytes: int = 0,
     ) -> None:
         """``worker`` must be unique among the living; its name is part of every claim.
 
-        ``dead_ttl_s``: how long the dead letter keeps what is put there.
+        ``dead_ttl_s``: how long the dead letter keeps what is put there. Blocks of a collection
+        wait while more than ``max_merge_bytes`` wait to be merged into it, or, of those of all,
+        more than ``max_unmerged_bytes`` leave; 0 for no limit.
         """
         self.worker = worker
         self._dead_ttl_s = dead_ttl_s
+        self._max_unmerged = (max_merge_bytes, max_unmerged_bytes)
+        self._tenants = TenantQueues(client)
         self._redis = client
         self._lease_ms = int(lease_s * 1000)
         # Claims are told apart by a prefix of this process, so that claims whose reply was lost
@@ -117,14 +128,18 @@ class Ledger:
             _now(),
             self._lease_ms,
             f"{self._prefix}-{self._claims}-",
+            *self._max_unmerged,
         ]
         for ask in asks:
-            arguments += (str(ask.queue), ask.jobs, ask.tokens, int(ask.is_alone))
-        names = [keys.queue_list(ask.queue) for ask in asks]
+            arguments += (str(ask.queue), ask.jobs, ask.tokens, ask.bytes, int(ask.is_alone))
+        names = [
+            keys.line(ask.queue) if ask.queue.is_of_every_tenant else keys.queue_list(ask.queue)
+            for ask in asks
+        ]
         with translated():
             waits_for_calm, rows = self._claim(keys=names, args=arguments)
             self._fetch_large(rows)
-        jobs = [decode_claim(row, asks[row[2] - 1].queue) for row in rows]
+        jobs = [decode_claim(row, keys.QueueName.parse(row[2].decode())) for row in rows]
         return jobs, waits_for_calm == 1
 
     def _fetch_large(self, rows: Sequence[list[Any]]) -> None:
@@ -168,6 +183,8 @@ class Ledger:
 
     def rescue(self, queues: Sequence[keys.QueueName]) -> tuple[int, int]:
         """Queue jobs with expired leases again, bury those tried too often: how many of each."""
+        self._tenants.refresh()
+        queues = self._tenants.of(queues)
         if not queues:
             return 0, 0
         arguments: list[Any] = [
@@ -191,10 +208,10 @@ class Ledger:
     ) -> int:
         """Note that the engine gets the text at ``place`` of a suspect next; None: that it waits.
 
-        Returns how many jobs wait in the ``urgent`` queues; raises ``JobCancelled`` when the job is
-        no longer ours.
+        Returns in how many of the ``urgent`` queues something waits; raises ``JobCancelled`` when
+        the job is no longer ours.
         """
-        names = [keys.queue_list(queue) for queue in urgent]
+        names = [keys.line(queue) for queue in urgent]
         at = "" if place is None else place
         with translated():
             waiting = int(self._mark(keys=names, args=[job.id, job.execution, str(job.queue), at]))
@@ -238,7 +255,7 @@ class Ledger:
         known = {f"{job.id}:{job.execution}" for job in in_flight}
         found = []
         with translated():
-            for queue in queues:
+            for queue in self._tenants.of(queues):
                 for raw in cast(Any, self._redis.zrange(keys.lease(queue), 0, -1)):
                     member = raw.decode()
                     job_id, _, execution = member.partition(":")
@@ -250,6 +267,7 @@ class Ledger:
         """Show this worker to RQ's tools; on a full Redis, only its heartbeat will."""
         key = f"rq:worker:{self.worker}"
         now = _now()
+        queues = self._tenants.of(queues)
         about: dict[str, str | int | float] = {
             "birth": now,
             "last_heartbeat": now,
@@ -281,6 +299,7 @@ class Ledger:
     def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
         """Leave RQ's registries and the pools."""
         key = f"rq:worker:{self.worker}"
+        queues = self._tenants.of(queues)
         with translated():
             pipe = self._redis.pipeline(transaction=True)
             pipe.srem("rq:workers", key)
@@ -297,7 +316,9 @@ class Ledger:
         Workers that were killed go, and this one shows the queues that came since it registered.
 
         Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
+        Tenants' queues that nothing is in any more are forgotten.
         """
+        queues = self._tenants.forget_unused(queues)
         with translated():
             names = list(cast(Any, self._redis.smembers("rq:workers")))
             pipe = self._redis.pipeline(transaction=False)

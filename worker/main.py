@@ -57,6 +57,8 @@ class WorkerConfig:
     dead_ttl_s: int = keys.DEAD_TTL_S
 
 
+    max_merge_bytes: int = 512 << 20
+    max_unmerged_bytes: int = 2 << 30
 @dataclass(frozen=True, slots=True)
 class AggregatorConfig:
     """The writer of an index, or the search process over it."""
@@ -67,6 +69,7 @@ class AggregatorConfig:
     dead_ttl_s: int = keys.DEAD_TTL_S
 
 
+    max_merge_bytes: int = 512 << 20
 LoadEngine = Callable[[EngineSettings], Awaitable[Engine]]
 
 
@@ -115,7 +118,13 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
             pools = tuple(dict.fromkeys(queue.pool for queue in queues))
             return Announcement(card, pools, {**status.fields(), **watch.fields()})
 
-        ledger = Ledger(client, config.name or _unique_name("worker"), dead_ttl_s=config.dead_ttl_s)
+        ledger = Ledger(
+            client,
+            config.name or _unique_name("worker"),
+            dead_ttl_s=config.dead_ttl_s,
+            max_merge_bytes=config.max_merge_bytes,
+            max_unmerged_bytes=config.max_unmerged_bytes,
+        )
         urgent = [queue for queue in queues if queue.lane == "interactive"]
         quarantine = Quarantine(ledger, windows, urgent=lambda: urgent)
         worker = BatchWorker(
@@ -151,7 +160,11 @@ def _engine_windows() -> dict[keys.Lane, Window]:
 def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:
     card = engine.card
     named = {"embed": keys.embed_queue, "rerank": keys.rerank_queue}
-    return [named[task](card.space, lane) for lane in keys.LANES for task in card.tasks]
+    return [
+        named[task](card.space, lane, keys.EVERY_TENANT)
+        for lane in keys.LANES
+        for task in card.tasks
+    ]
 
 
 def _engine_handlers(engine: Engine, quarantine: Quarantine) -> Handlers:
@@ -212,7 +225,12 @@ async def _merge(
         asyncio.create_task(aggregator.maintain()),
     ]
     worker = BatchWorker(
-        Ledger(connect(config.redis_url), _unique_name("aggregator"), dead_ttl_s=config.dead_ttl_s),
+        Ledger(
+            connect(config.redis_url),
+            _unique_name("aggregator"),
+            dead_ttl_s=config.dead_ttl_s,
+            max_merge_bytes=config.max_merge_bytes,
+        ),
         queues=aggregator.queues,
         handlers={
             payloads.MERGE: Many(aggregator.merge),
@@ -243,7 +261,7 @@ async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
     stop, hurry = _stop_on_signals()
     client = connect(config.redis_url)
     handler = SearchHandler(config.data_dir / INDEX_FOLDER)
-    queues = [keys.search_queue(config.home)]
+    queues = [keys.search_queue(config.home, keys.EVERY_TENANT)]
     worker = BatchWorker(
         Ledger(client, _unique_name("search")),
         queues=lambda: queues,

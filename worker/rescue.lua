@@ -68,5 +68,7 @@ for k, lease in ipairs(KEYS) do
       buried = buried + 1
     end
   end
+  -- What stock tools put into a queue did not join the line.
+  if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 and join_line(queue) then ring(queue) end
 end
 return {again, buried}

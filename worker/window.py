@@ -1,9 +1,11 @@
-"""Credits: how many tokens of one lane may be in flight in one worker."""
+"""Credits: how many tokens, jobs and bytes of one lane may be in flight in one worker."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+
+MAX_BYTES = 128 << 20  # of jobs' data in flight, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +14,7 @@ class Room:
 
     jobs: int
     tokens: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +27,25 @@ class ResourceLimits:
 
 
 class Window:
-    """A bounded number of tokens and jobs in flight.
+    """A bounded number of tokens, jobs and bytes in flight.
+
+    The bytes bound the memory of the process, which tokens do only as long as those who enqueue
+    tell them right: they have no exception but one job that is alone.
 
     There is always room for ``min_jobs`` jobs, however long their texts: with fewer than two
     blocks in flight the engine would stand still while the next one is on its way. Only a window
     that is paused has room for nothing.
     """
 
-    def __init__(self, *, max_tokens: int, max_jobs: int, min_jobs: int = 1) -> None:
+    def __init__(
+        self, *, max_tokens: int, max_jobs: int, min_jobs: int = 1, max_bytes: int = MAX_BYTES
+    ) -> None:
         self._max_tokens = max_tokens
         self._max_jobs = max_jobs
         self._min_jobs = min_jobs
+        self._max_bytes = max_bytes
         self._tokens = 0
+        self._bytes = 0
         self._jobs = 0
         self._paused = False
         self._changed = threading.Condition()
@@ -46,11 +56,12 @@ class Window:
             return None
         jobs = self._max_jobs - self._jobs
         tokens = self._max_tokens - self._tokens
-        if jobs <= 0 or (tokens <= 0 and self._jobs >= self._min_jobs):
+        size = self._max_bytes - self._bytes
+        if jobs <= 0 or size <= 0 or (tokens <= 0 and self._jobs >= self._min_jobs):
             return None
         if tokens <= 0:
-            return Room(self._min_jobs - self._jobs, 1)
-        return Room(jobs, tokens)
+            return Room(self._min_jobs - self._jobs, 1, size)
+        return Room(jobs, tokens, size)
 
     def wait_for_room(self, timeout_s: float) -> Room | None:
         """Block until something may be claimed; None when that took longer than ``timeout_s``."""
@@ -58,16 +69,18 @@ class Window:
             self._changed.wait_for(lambda: self.room() is not None, timeout_s)
             return self.room()
 
-    def take(self, tokens: int) -> None:
-        """A job of ``tokens`` is in flight."""
+    def take(self, tokens: int, size: int = 0) -> None:
+        """A job of ``tokens`` in ``size`` bytes is in flight."""
         with self._changed:
             self._tokens += tokens
+            self._bytes += size
             self._jobs += 1
 
-    def give_back(self, tokens: int) -> None:
+    def give_back(self, tokens: int, size: int = 0) -> None:
         """That job is settled."""
         with self._changed:
             self._tokens -= tokens
+            self._bytes -= size
             self._jobs -= 1
             self._changed.notify_all()
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 
-from vecfleet.worker.window import Room, Window
+from vecfleet.worker.window import MAX_BYTES, Room, Window
 
 
 def test_room_shrinks_with_what_is_taken_and_comes_back():
     window = Window(max_tokens=100, max_jobs=3)
-    assert window.room() == Room(3, 100)
+    assert window.room() == Room(3, 100, MAX_BYTES)
     window.take(60)
-    assert window.room() == Room(2, 40)
+    assert window.room() == Room(2, 40, MAX_BYTES)
     window.take(60)
     assert window.room() is None
     window.give_back(60)
-    assert window.room() == Room(2, 40)
+    assert window.room() == Room(2, 40, MAX_BYTES)
     assert window.in_flight == (1, 60)
 
 
@@ -28,7 +28,7 @@ def test_jobs_are_bounded_too():
 def test_two_blocks_always_fit_however_long_their_texts():
     window = Window(max_tokens=10, max_jobs=9, min_jobs=2)
     window.take(1000)
-    assert window.room() == Room(1, 1)
+    assert window.room() == Room(1, 1, MAX_BYTES)
     window.take(1000)
     assert window.room() is None
 
@@ -42,7 +42,7 @@ def test_a_waiting_claimer_wakes_when_credit_returns():
     waiter.start()
     window.give_back(10)
     waiter.join(30)
-    assert found == [Room(1, 10)]
+    assert found == [Room(1, 10, MAX_BYTES)]
 
 
 def test_a_limit_can_be_lowered_below_what_is_in_flight_and_raised_again():
@@ -54,11 +54,11 @@ def test_a_limit_can_be_lowered_below_what_is_in_flight_and_raised_again():
     assert window.room() is None
     window.give_back(30)
     window.give_back(30)
-    assert window.room() == Room(8, 20)
+    assert window.room() == Room(8, 20, MAX_BYTES)
     window.limit(1)
-    assert window.room() == Room(1, 1)  # the second block, whatever the limit
+    assert window.room() == Room(1, 1, MAX_BYTES)  # the second block, whatever the limit
     window.limit(100)
-    assert window.room() == Room(8, 70)
+    assert window.room() == Room(8, 70, MAX_BYTES)
 
 
 def test_a_paused_window_has_room_for_nothing_and_wakes_its_claimer_when_it_is_over():
@@ -70,4 +70,14 @@ def test_a_paused_window_has_room_for_nothing_and_wakes_its_claimer_when_it_is_o
     waiter.start()
     window.pause(False)
     waiter.join(30)
-    assert found == [Room(2, 10)]
+    assert found == [Room(2, 10, MAX_BYTES)]
+
+
+def test_bytes_are_bounded_whatever_the_tokens_say():
+    window = Window(max_tokens=1000, max_jobs=9, min_jobs=2, max_bytes=100)
+    window.take(1, 60)
+    assert window.room() == Room(8, 999, 40)
+    window.take(1, 70)
+    assert window.room() is None
+    window.give_back(1, 60)
+    assert window.room() == Room(8, 999, 30)
