@@ -139,8 +139,8 @@ class Catalog:
             query = "SELECT count(*) FROM deleted WHERE uid = ?"
             return bool(self._db.execute(query, (uid,)).fetchone()[0])
 
-    def deleted(self, since_s: float) -> list[str]:
-        """The uids of collections that were deleted after ``since_s``, a Unix time."""
+    def deleted(self, since_s: float) -> dict[str, str]:
+        """The tenants of collections that were deleted after ``since_s``, a Unix time, by uid."""
         with self._used():
             query = (
                 "SELECT uid, coalesce(tenant, ?) FROM deleted LEFT JOIN deleted_of USING (uid) "
