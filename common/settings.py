@@ -97,6 +97,7 @@ class Settings(BaseModel):
     max_memory_percent: float = Field(90.0, gt=0, le=100)
     max_cpu_percent: float = Field(90.0, gt=0, le=100)
     resource_check_s: float = Field(3.0, gt=0)
+    max_step_s: float = Field(120.0, gt=0)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"

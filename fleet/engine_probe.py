@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def probe(task: ProbeTask) -> tuple[Figures, np.ndarray[Any, np.dtype[np.float32
 async def measure(task: ProbeTask, rows: Path) -> Figures:
     """Run ``task`` in this process and write vectors or scores to ``rows``."""
     free_before = _free_gpu_bytes()
-    engine = await load_engine(EngineSettings(**task.settings))
+    # Else vLLM would fill its share of a GPU, and all settings would seem to need as much.
+    engine = await load_engine(replace(EngineSettings(**task.settings), least_kv_cache=True))
     try:
         start_s = time.time() - psutil.Process().create_time()
         loaded = rss_bytes()

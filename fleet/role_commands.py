@@ -264,10 +264,11 @@ def _run_worker(chosen: Settings, *, check: bool, name: str | None, served_name:
             limits=ResourceLimits(
                 chosen.max_memory_percent, chosen.max_cpu_percent, chosen.resource_check_s
             ),
+            max_step_s=chosen.max_step_s,
             dead_ttl_s=chosen.dead_ttl_s,
-        )
             max_merge_bytes=chosen.max_merge_bytes,
             max_unmerged_bytes=chosen.max_unmerged_bytes,
+        )
 
     return _run(_Role("vecfleet.worker.main", "WorkerConfig", "run_worker"), config, url, check)
 

@@ -1,7 +1,7 @@
 """A role of roles.py whose leases are short, or whose machine's clock is wrong.
 
-Run as ``python odd_role.py LEASE_S SKEW_S ROLE REDIS_URL DATA_DIR STEP_S``; a lease of 0 is the
-usual one.
+Run as ``python odd_role.py LEASE_S SKEW_S ROLE REDIS_URL DATA_DIR STEP_S [MAX_STEP_S]``; a lease
+of 0 is the usual one.
 """
 
 from __future__ import annotations

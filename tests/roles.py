@@ -1,6 +1,6 @@
 """The roles behind the queue as processes of their own, with a fake engine that tests can slow.
 
-Run as ``python roles.py worker|aggregator|search REDIS_URL DATA_DIR STEP_S``.
+Run as ``python roles.py worker|aggregator|search REDIS_URL DATA_DIR STEP_S [MAX_STEP_S]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vecfleet.worker.main import (
 from vecfleet.worker.window import ResourceLimits
 
 
-def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
+def main(role: str, redis_url: str, data_dir: str, step_s: str, max_step_s: str = "120") -> int:
     async def load(settings: EngineSettings) -> Engine:
         return await FakeEngine.load(FakeSettings(step_s=float(step_s), step_tokens=512))
 
@@ -30,7 +30,9 @@ def main(role: str, redis_url: str, data_dir: str, step_s: str) -> int:
     match role:
         case "worker":
             limits = ResourceLimits(memory_percent=100, cpu_percent=100)
-            worker = WorkerConfig(redis_url, EngineSettings("fake"), limits=limits)
+            worker = WorkerConfig(
+                redis_url, EngineSettings("fake"), limits=limits, max_step_s=float(max_step_s)
+            )
             return run_worker(worker, load=load)
         case "aggregator":
             return run_aggregator(config)

@@ -48,6 +48,7 @@ class EngineStats:
     busy_s: float  # time spent in forward passes
     pending_tokens: int  # waiting or in the running step
     bulk_step_p50_s: float  # median of the last 256 bulk forward passes, 0.0 before the first
+    is_loading: bool = False  # no step is done while the model is loaded anew
     bulk_tokens: int = 0  # those of ``tokens`` that were computed for bulk
 
 

@@ -57,7 +57,7 @@ class EngineCounters:
         if priority is Priority.BULK:
             self.bulk_tokens += tokens
 
-    def stats(self) -> EngineStats:
+    def stats(self, *, is_loading: bool) -> EngineStats:
         """What there is to tell now."""
         since = self._busy_since
         steps = list(self._bulk_steps_s)
@@ -68,5 +68,6 @@ class EngineCounters:
             busy_s=self._busy_s + (time.perf_counter() - since if since is not None else 0.0),
             pending_tokens=self.pending_tokens,
             bulk_step_p50_s=statistics.median(steps) if steps else 0.0,
+            is_loading=is_loading,
             bulk_tokens=self.bulk_tokens,
         )

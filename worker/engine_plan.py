@@ -43,7 +43,7 @@ class EnginePlan:
     max_num_seqs: int | None  # None: as many as the tokens allow
     gpu_memory_utilization: float | None  # None on a CPU
     tensor_parallel_size: int
-    kv_cache_bytes: int | None = None  # vLLM's on a CPU; on a GPU it is what the share leaves
+    kv_cache_bytes: int | None = None  # of vLLM; None: what its share of the GPU leaves
     reasons: dict[str, str] = field(default_factory=dict)  # field -> why
 
     def for_card(self) -> dict[str, Any]:
@@ -205,7 +205,9 @@ class _Planner:
     def _kv_cache_bytes(
         self, engine: RunnableEngine, dtype: str, length: int, tokens: int | None
     ) -> int | None:
-        if self._gpus or engine != "vllm" or tokens is None:
+        if engine != "vllm" or tokens is None:
+            return None
+        if self._gpus and not self._settings.least_kv_cache:
             return None
         steps = KV_STEPS if self._files.kind == "qwen3-reranker" else 1
         kept = self._shape.kv_bytes(steps * max(tokens, length), _DTYPE_BYTES[dtype])

@@ -33,6 +33,7 @@ class EngineSettings:
     served_name: str | None = None  # how clients name the model, if not as ``model``
     task: TaskName = "auto"
     data: str | None = None  # the folder where measured settings may lie
+    least_kv_cache: bool = False  # vLLM keeps little on a GPU too, so that its memory can be told
 
     def filled_from(self, others: dict[str, Any]) -> EngineSettings:
         """These settings with ``others`` where nothing was said."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from vecfleet.worker.step_loop import StepLoop
 
 POISON = "[[poison]]"  # a step that holds such a text fails
 ABORT = "[[abort]]"  # a step that holds such a text kills the process
+HANG = "[[hang]]"  # a step that holds such a text never ends
 NAN = "[[nan]]"  # the row of such a text is NaN
 NO_MEMORY = "[[no-memory]]"  # a step of several texts that holds such a text is out of memory
 
@@ -74,6 +76,8 @@ class _FakeRunner:
         for row, payload in zip(rows, payloads, strict=True):
             if any(ABORT in text for text in payload):
                 os.abort()
+            if any(HANG in text for text in payload):
+                threading.Event().wait()
             if any(POISON in text for text in payload):
                 raise RuntimeError("poison")
             if len(payloads) > 1 and any(NO_MEMORY in text for text in payload):

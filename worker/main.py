@@ -25,6 +25,7 @@ from vecfleet.worker.engines import load_engine
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
+from vecfleet.worker.progress import ProgressWatch
 from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.status import EngineStatus
@@ -54,11 +55,12 @@ class WorkerConfig:
     engine: EngineSettings
     name: str | None = None  # unique among the living
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    max_step_s: float = 120.0  # without any progress, the process ends
     dead_ttl_s: int = keys.DEAD_TTL_S
-
-
     max_merge_bytes: int = 512 << 20
     max_unmerged_bytes: int = 2 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class AggregatorConfig:
     """The writer of an index, or the search process over it."""
@@ -67,9 +69,9 @@ class AggregatorConfig:
     data_dir: Path
     home: str = keys.DEFAULT_HOME
     dead_ttl_s: int = keys.DEAD_TTL_S
-
-
     max_merge_bytes: int = 512 << 20
+
+
 LoadEngine = Callable[[EngineSettings], Awaitable[Engine]]
 
 
@@ -139,9 +141,12 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
                 f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
             ),
         )
+        progress = ProgressWatch(engine, config.max_step_s)
+        progress.start()
         try:
             await worker.run(stop, hurry=hurry)
         finally:
+            await asyncio.to_thread(progress.stop)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             watch.close()
@@ -197,7 +202,7 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
 
     renewing = asyncio.create_task(_every(_LEASE_RENEW_S, lease.renew, on_stale))
     try:
-        catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home)
+        catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home, lease.token)
         aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
         try:
             await aggregator.on_disk(aggregator.open)

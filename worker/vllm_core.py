@@ -221,5 +221,6 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         arguments["gpu_memory_utilization"] = plan.gpu_memory_utilization
     else:
         arguments["enforce_eager"] = True
+    if plan.kv_cache_bytes is not None:  # on a GPU, vLLM takes this instead of filling its share
         arguments["kv_cache_memory_bytes"] = plan.kv_cache_bytes
     return arguments

@@ -130,7 +130,7 @@ class VllmEngine(TextEngine):
     @property
     def stats(self) -> EngineStats:
         """See ``Engine.stats``. Busy is the time with texts in flight."""
-        return self._counters.stats()
+        return self._counters.stats(is_loading=self._keeper.is_restarting)
 
     async def close(self) -> None:
         """See ``Engine.close``."""

@@ -61,6 +61,11 @@ class VllmKeeper:
             raise Unavailable("the engine is closed")
         return self._core
 
+    @property
+    def is_restarting(self) -> bool:
+        """Whether the model is being loaded anew."""
+        return self._restarting is not None
+
     async def revived(self) -> VllmCore:
         """A vLLM that lives: started anew where it died, for whoever waits, not for one caller.
 

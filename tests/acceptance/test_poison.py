@@ -16,11 +16,13 @@ from vecfleet.common.document import cut_blocks, parse_document
 from vecfleet.common.errors import PoisonText
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
-from vecfleet.worker.fake_engine import ABORT
+from vecfleet.worker.fake_engine import ABORT, HANG
 
 ROLE = Path(__file__).parent.parent / "odd_role.py"
 LEASE_S = 1.0
 KILLED = -signal.SIGABRT
+HUNG = 1  # the exit code of a worker whose engine hung
+MAX_STEP_S = 4.0
 
 
 class Ward:
@@ -33,7 +35,7 @@ class Ward:
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self, role: str, step_s: float = 0.0) -> Process:
-        arguments = [ROLE, LEASE_S, 0, role, self.url, self.data, step_s]
+        arguments = [ROLE, LEASE_S, 0, role, self.url, self.data, step_s, MAX_STEP_S]
         process = Process([sys.executable, *map(str, arguments)])
         self.processes.append(process)
         return process
@@ -52,7 +54,7 @@ class Ward:
     async def _keep(self, process: Process, step_s: float) -> None:
         while True:
             code = await asyncio.to_thread(process.wait, 300)
-            if code != KILLED:
+            if code not in (KILLED, HUNG):
                 return
             self.deaths += 1
             process = self.start("worker", step_s)
@@ -78,12 +80,12 @@ def ward(redis_server_factory, tmp_path):
     return open_ward
 
 
-def rows(prefix: str, count: int, poison: tuple[int, ...] = ()):
+def rows(prefix: str, count: int, poison: tuple[int, ...] = (), marker: str = ABORT):
     return [
         parse_document(
             {
                 "id": f"{prefix}/{n}",
-                "text": f"{prefix} {n} {ABORT if n in poison else 'is well'}",
+                "text": f"{prefix} {n} {marker if n in poison else 'is well'}",
             }
         )
         for n in range(count)
@@ -130,6 +132,21 @@ async def test_a_text_that_kills_costs_three_deaths_and_no_neighbour(ward):
         queue = keys.embed_queue(collection.spec.space, "bulk")
         assert await dead_texts(client, queue) == {"b/17": "poison_text"}
         assert (await client.collection_stats(collection))["documents"] == 99
+
+
+async def test_a_text_on_which_the_engine_hangs_is_found_like_one_that_kills(ward):
+    async with ward() as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        await submit(client, collection, "s", [rows("a", 30, poison=(17,), marker=HANG)])
+        state = await done(client, "s")
+        assert 1 < fleet.deaths <= 3
+        assert (state.committed, state.failed) == (29, 1)
+        assert [(e["id"], e["code"]) for e in state.errors] == [("a/17", "poison_text")]
+        ended = [process for process in fleet.processes if not process.running()]
+        assert len(ended) == fleet.deaths
+        for output in (process.output for process in ended):
+            assert "the engine has done no step for" in output
+            assert "in _try" in output  # where each thread stood
 
 
 async def test_many_poisons_and_two_workers_bury_nobody_else(ward):

@@ -109,6 +109,15 @@ def test_a_model_that_does_not_fit_the_host_is_refused():
         plan(machine(free=1), dtype="float32")
 
 
+def test_keys_and_values_of_vllm_on_a_cpu_count_as_memory():
+    found = plan(machine(), engine="vllm", dtype="bfloat16")
+    assert found.kv_cache_bytes == QWEN3_06B.kv_bytes(8192)
+    with pytest.raises(ConfigError, match="take a smaller model"):
+        plan(machine(free=1.5), engine="vllm", dtype="bfloat16")
+    assert plan(machine(gpu())).kv_cache_bytes is None
+    assert plan(machine(gpu()), least_kv_cache=True).kv_cache_bytes == found.kv_cache_bytes * 2
+
+
 def test_a_text_that_cannot_be_computed_in_parts_fits_a_step():
     found = plan(machine(), MINILM, engine="vllm")
     assert found.max_num_batched_tokens == 8192
