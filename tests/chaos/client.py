@@ -44,7 +44,7 @@ class Client:
                 given.seed,
                 given.name,
                 self.ledger.next,
-                may_delete=given.kind == "producer",
+                may_delete=given.deletes == "yes",
             )
             self.do(now)
             self.ledger.acknowledge(now)
@@ -178,6 +178,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--operations", type=int, default=0, help="0: until told to stop")
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--deletes", default="no", choices=["yes", "no"])
     parser.add_argument("--until", default="accepted", choices=["accepted", "done"])
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

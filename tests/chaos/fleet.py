@@ -49,6 +49,7 @@ class Plan:
     operations: int = 0  # of each client; 0: until it is told to stop
     pause_s: float = 0.05  # between a client's operations
     until: str = "accepted"  # what an HTTP client takes for an acknowledgement
+    deletes: bool = True  # a lost deletion is noticed after 30 s: too long for a short test
     step_s: float = 0.01
     mutants: tuple[tuple[str, str], ...] = ()  # (role, name)
     small_disk: bool = False
@@ -166,6 +167,7 @@ class Fleet:
                 "operations": plan.operations,
                 "pause": plan.pause_s,
                 "until": plan.until,
+                "deletes": "yes" if plan.deletes and kind == "producer" else "no",
             }
             words = [w for k, v in arguments.items() for w in (f"--{k}", str(v))]
             role = "producer" if kind == "producer" else "http"

@@ -85,7 +85,7 @@ def test_a_killed_redis_that_keeps_its_file_loses_nothing(tmp_path):
 
 def test_a_redis_that_keeps_nothing_leaves_nobody_waiting(tmp_path):
     """Clients hear that their jobs are lost, or notice it, and send them again."""
-    plan = replace(QUICK, seed=SEED, persistence="none", until="done")
+    plan = replace(QUICK, seed=SEED, persistence="none", until="done", deletes=False)
     with Fleet(tmp_path, plan) as fleet:
         wait_for_progress(fleet, CALLS)
         fleet.restart_redis()
@@ -95,7 +95,7 @@ def test_a_redis_that_keeps_nothing_leaves_nobody_waiting(tmp_path):
 
 
 def test_a_power_cut_loses_at_most_the_last_second_and_is_noticed(tmp_path):
-    plan = replace(QUICK, seed=SEED, persistence="everysec", until="done")
+    plan = replace(QUICK, seed=SEED, persistence="everysec", until="done", deletes=False)
     with Fleet(tmp_path, plan) as fleet:
         wait_for_progress(fleet, CALLS)
         fleet.restart_redis(lose=lambda: cut_off_the_last_second(fleet.server))
