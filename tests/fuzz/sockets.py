@@ -1,4 +1,4 @@
-"""Bytes at the gateway's socket: broken HTTP, headers and bodies without end, lies about lengths."""
+"""Bytes at the gateway's socket: broken HTTP, heads and bodies without end, wrong lengths."""
 
 from __future__ import annotations
 

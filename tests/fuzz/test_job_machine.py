@@ -1,0 +1,61 @@
+"""The state machine of jobs, a short run; and mutants of the scripts, which it has to notice."""
+
+from pathlib import Path
+
+import pytest
+from fuzz.job_machine import JobMachine
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from vecfleet.common import queue_client
+from vecfleet.common.redis_client import read_lua
+from vecfleet.worker import ledger
+
+MUTANTS = {
+    "no fence": (
+        "local held = redis.call('ZREM', 'vf:lease:' .. queue, member) == 1",
+        "redis.call('ZREM', 'vf:lease:' .. queue, member) local held = true",
+    ),
+    "a commit that does not count": (
+        "if redis.call('SETBIT', ok, block, 1) == 1 then return end",
+        "redis.call('SETBIT', ok, block, 1) do return end",
+    ),
+    "rescue of what has not expired": ("'-inf', text(now_ms), 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
+    "a committed block taken again": (
+        "redis.call('GETBIT', KEYS[6], block) == 1 then number = -2",
+        "false then number = -2",
+    ),
+    "a cancelled job keeps its lease": ("redis.call('ZREM', 'vf:lease:' .. queue, member)\n", "\n"),
+}
+
+
+def run(redis_url, mutant=("", ""), examples=40):
+    machine = type("Machine", (JobMachine,), {"url": redis_url, "mutant": mutant})
+    machine.ends.clear()
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return machine.ends
+
+
+def test_every_job_is_in_one_place_whatever_happens(redis_url):
+    ends = run(redis_url)
+    assert set(ends) == {"queued", "leased", "merged", "dead", "cancelled"}, ends
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_the_scripts_is_noticed(redis_url, name):
+    scripts = read_lua(Path(ledger.__file__).parent, "ledger", "rescue")
+    scripts += read_lua(Path(queue_client.__file__).parent, "enqueue", "cancel")
+    assert MUTANTS[name][0] in scripts, "the mutant's place has changed"
+    with pytest.raises((AssertionError, KeyError)):
+        run(redis_url, MUTANTS[name], examples=100)
