@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 
@@ -48,6 +48,7 @@ _RETRY_S = 1.0
 _MAINTAIN_S = 0.5
 _WATERMARK_S = 10.0
 _WATERMARK_MEMBERS = 10_000
+RESUMABLE_S = 30 * 24 * 3600  # how old versions may be that a resumed producer still brings
 _Result = TypeVar("_Result")
 
 
@@ -128,6 +129,7 @@ class Aggregator:
         self._disk.submit(self._publish).result()
 
     def _publish(self) -> None:
+        self._catalog.check_writer()  # one who went on after a freeze knows an older state
         # Also of tenants whose last collection was deleted: its record has to go.
         by_tenant: dict[str, dict[str, bytes]] = {tenant: {} for tenant in self._tenants}
         for collection in list(self._collections.values()):
@@ -196,8 +198,9 @@ class Aggregator:
         names = [keys.outstanding(uid), keys.version(uid)]
         with translated():
             lowest = int(self._watermark(keys=names, args=[_WATERMARK_MEMBERS]))
-        # A producer that resumes, and a dead letter that is tried again, bring old versions.
-        resumable = int((time.time() - keys.DEAD_TTL_S) * 1_000_000)
+            now_s, _ = cast(Any, self._redis.time())  # versions are drawn from Redis's clock
+        # A producer that resumes brings old versions; what is in the dead letter is outstanding.
+        resumable = (now_s - RESUMABLE_S) * 1_000_000
         return min(lowest, resumable) or None
 
     # merge
@@ -312,7 +315,7 @@ class Aggregator:
             self._publish()
             return collection
 
-        return Answer((await self.on_disk(work)).to_wire())
+        return Answer((await self._as_writer(work)).to_wire())
 
     async def delete(self, job: ClaimedJob) -> Answer:
         """``vecfleet.delete``: the uid of what was deleted."""
@@ -331,7 +334,16 @@ class Aggregator:
             self._remove_deleted()
             return uid
 
-        return Answer({"uid": await self.on_disk(work)})
+        return Answer({"uid": await self._as_writer(work)})
+
+    async def _as_writer(self, work: Callable[[], _Result]) -> _Result:
+        """``on_disk``; who has lost the index settles nothing: its jobs are released."""
+        try:
+            return await self.on_disk(work)
+        except StaleWriter:
+            self._on_stale()
+            await asyncio.Event().wait()
+            raise
 
     def _remove_deleted(self) -> None:
         try:

@@ -26,6 +26,7 @@ from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.errors import (
     CollectionConflict,
     InvalidName,
+    StaleWriter,
     Unavailable,
     UnknownCollection,
 )
@@ -42,8 +43,10 @@ CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NU
     name TEXT NOT NULL, record BLOB NOT NULL, UNIQUE (tenant, name));
 CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
     removed INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS deleted_of (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1),
+    token INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS seal (one INTEGER PRIMARY KEY CHECK (one = 1),
     generation INTEGER NOT NULL, digest BLOB NOT NULL);
 INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
@@ -53,8 +56,11 @@ INSERT OR IGNORE INTO tenants SELECT DISTINCT tenant FROM collections;
 class Catalog:
     """The collections of one aggregator; safe to use from several threads."""
 
-    def __init__(self, root: Path, file: SqliteFile, mark: CommitMark, home: str) -> None:
+    def __init__(
+        self, root: Path, file: SqliteFile, mark: CommitMark, home: str, token: int | None
+    ) -> None:
         """Use ``open``."""
+        self._token = token
         self.root = root
         self._file = file
         self._mark = mark
@@ -63,10 +69,12 @@ class Catalog:
         self._lock = RLock()
 
     @classmethod
-    def open(cls, root: Path, home: str = DEFAULT_HOME) -> Catalog:
+    def open(cls, root: Path, home: str = DEFAULT_HOME, token: int | None = None) -> Catalog:
         """Open the catalogue in ``root``, creating both, and finish interrupted deletions.
 
-        Raises ``CorruptManifest`` naming the file, ``Unavailable``.
+        ``token`` is the fencing token of the writer's lease, compared inside every change; None for
+        who knows that nobody else writes. Raises ``CorruptManifest`` naming the file,
+        ``StaleWriter`` when a later holder of the lease has been here, ``Unavailable``.
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -84,8 +92,9 @@ class Catalog:
                 fault = file.db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise file.corrupt(fault)
-            catalog = cls(root, file, mark, home)
+            catalog = cls(root, file, mark, home, token)
             catalog._check_seal()
+            catalog._take_over()
             catalog.remove_deleted()
         except BaseException:
             file.close()
@@ -98,6 +107,12 @@ class Catalog:
         with self._lock:
             self._file.close()
             self._mark.close()
+
+    def check_writer(self) -> None:
+        """Raise ``StaleWriter`` when a later holder of the lease has taken the catalogue over."""
+        with self._used():
+            if self._token not in (None, self._fence()):
+                raise StaleWriter()
 
     def create(self, name: str, spec: CollectionSpec, tenant: str = DEFAULT_TENANT) -> Collection:
         """The collection of this name, made if there is none.
@@ -173,6 +188,8 @@ class Catalog:
                 self._db.execute(
                     "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
                 )
+                row = (found.uid, tenant)
+                self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", row)
         return found
 
     def remove_deleted(self) -> None:
@@ -188,8 +205,6 @@ class Catalog:
                 if directory.is_symlink():
                     directory.unlink()
                 elif directory.exists() and not leaving.exists():
-                row = (found.uid, tenant)
-                self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", row)
                     directory.rename(leaving)
                 shutil.rmtree(leaving, ignore_errors=True)
                 if not directory.exists() and not leaving.exists():
@@ -215,7 +230,7 @@ class Catalog:
             if row is None and self._mark.generation:
                 raise self._file.corrupt("its collections are gone")
             if row is None:
-                with self._changed():
+                with self._changed(taking_over=True):
                     return  # it is new
             generation, digest = row
             if digest != self._digest(generation):
@@ -226,10 +241,27 @@ class Catalog:
                     "committed: its log is damaged"
                 )
 
+    def _take_over(self) -> None:
+        with self._used():
+            if self._token is None or self._fence() == self._token:
+                return
+            with self._changed(taking_over=True):
+                self._db.execute("INSERT OR REPLACE INTO fence VALUES (1, ?)", (self._token,))
+
+    def _fence(self) -> int:
+        """The token of who has taken the catalogue over last; 0 where nobody has."""
+        row = self._db.execute("SELECT token FROM fence").fetchone()
+        return 0 if row is None else int(row[0])
+
     @contextmanager
-    def _changed(self) -> Iterator[None]:
-        """One change of the rows, sealed and marked."""
+    def _changed(self, *, taking_over: bool = False) -> Iterator[None]:
+        """One change of the rows, sealed and marked; by nobody whose lease another one has."""
         with self._file.transaction():
+            fence = self._fence()
+            if self._token is not None and (
+                fence > self._token if taking_over else fence != self._token
+            ):
+                raise StaleWriter()
             yield
             last = self._db.execute("SELECT max(generation) FROM seal").fetchone()[0] or 0
             row = (last + 1, self._digest(last + 1))
@@ -245,6 +277,8 @@ class Catalog:
             "SELECT tenant FROM tenants ORDER BY tenant",
         ):
             digest.update(msgpack.packb(self._db.execute(query).fetchall()))
+        if fence := self._fence():
+            digest.update(b"%d" % fence)
         return digest.digest()
 
     @contextmanager

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ class Manifest(SqliteFile):
         if self._mark is not None:
             self._mark.put(state.generation)
         return state
+
+    @contextmanager
+    def held(self, token: int) -> Iterator[None]:
+        """Nobody takes the partition over meanwhile; raises ``StaleWriter`` where somebody has."""
+        with self.transaction():
+            if self._state_record()["token"] != token:
+                raise StaleWriter()
+            yield
 
     # -- inside a transaction -------------------------------------------------------------------
 

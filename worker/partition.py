@@ -371,6 +371,11 @@ class PartitionWriter:
         (self.directory / file).rename(target / file)
 
     def _remove_leftovers(self) -> None:
+        """Remove files that the manifest does not name; never those of a writer after us."""
+        with self._manifest.held(self._token):
+            self._remove_unnamed()
+
+    def _remove_unnamed(self) -> None:
         kept = self._state.files | {path.name for path in self._orphans}
         kept |= {FILE_NAME, *(f"{FILE_NAME}-{end}" for end in ("wal", "shm", "journal"))}
         kept.add(Path(FILE_NAME).with_suffix(MARK_SUFFIX).name)

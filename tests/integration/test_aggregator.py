@@ -210,9 +210,10 @@ async def test_files_that_could_not_be_removed_are_removed_later(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         await delete(aggregator, "books")
-    assert (tmp_path / collection.uid).exists()
+    left = tmp_path / f"{collection.uid}.deleted"
+    assert left.exists()
     maintenance = asyncio.create_task(aggregator.maintain())
-    await eventually(lambda: not (tmp_path / collection.uid).exists())
+    await eventually(lambda: not left.exists())
     maintenance.cancel()
 
 
