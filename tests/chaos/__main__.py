@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import random
 import shutil
 import sys
@@ -20,6 +22,8 @@ from chaos.mutants import MUTANTS
 from chaos.points import sweep
 from chaos.recovery import recoveries
 from chaos.run import Outcome, replay, storm
+
+from vecfleet.fleet.redis_server import find_redis_server
 
 _ROUND_S = 120.0  # of one storm: then the oracle looks, and a new fleet begins
 _RECOVERY_SHARE = 0.2
@@ -38,6 +42,7 @@ def _shown(name: str, outcome: Outcome) -> None:
         f"{outcome.acknowledged} acknowledged, {outcome.documents} documents, "
         f"{outcome.dead} in the dead letter, lost {outcome.lost}, doubled {outcome.doubled}, "
         f"stuck {outcome.stuck}, {outcome.seconds:.0f} s"
+        + (f"; full disk: {outcome.disk_kind}" if outcome.disk_kind else "")
     )
 
 
@@ -99,6 +104,9 @@ def main() -> int:
         given.seed = random.SystemRandom().randrange(1_000_000)
     folder = Path(given.keep or tempfile.mkdtemp(prefix="vecfleet-chaos-"))
     _say(f"seed {given.seed}, {len(POINTS)} crash points, in {folder}")
+    cores = len(os.sched_getaffinity(0))
+    python = platform.python_version()
+    _say(f"{cores} cores, Python {python}, {find_redis_server()}")
     total = run(given, folder)
     by_role = ", ".join(f"{role} {n}" for role, n in sorted(total.kills.items()))
     by_kind = ", ".join(f"{kind} {n}" for kind, n in sorted(total.faults.items()))

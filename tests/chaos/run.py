@@ -34,6 +34,7 @@ class Outcome:
     recoveries_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)  # what is wrong, and how to see it again
     seconds: float = 0.0
+    disk_kind: str = ""  # how a full disk was brought about
 
     @property
     def is_kept(self) -> bool:
@@ -114,7 +115,7 @@ def storm(
         outcome.take(examine(fleet, quiet_s=QUIET_S))
         outcome.failures += strange_ends(fleet)
         outcome.kills, outcome.faults, outcome.fired = faults.kills, faults.faults, faults.fired
-    outcome.seconds = time.monotonic() - began
+    outcome.seconds, outcome.disk_kind = time.monotonic() - began, fleet.disk_kind
     write_json(folder / "outcome.json", {**outcome.to_json(), "failures": outcome.failures})
     return outcome
 
