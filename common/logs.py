@@ -13,12 +13,18 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from vecfleet.common.errors import CorruptData, InvalidInput, JobFailed, VecfleetError
+
 LogFormat = Literal["auto", "text", "json"]  # auto: text on a terminal, else JSON
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-# The messages of these quote what they could not use, and that may be somebody's text.
-_QUOTING = (ValueError, LookupError, TypeError, AssertionError)
+# Other errors' messages quote what they could not use, and that may be somebody's text.
+_PLAIN = (VecfleetError, OSError, MemoryError, TimeoutError)
+_QUOTING = (InvalidInput, JobFailed, CorruptData)
+_PLAIN_MODULES = ("redis", "torch", "sqlite3", "faiss")
+_OF_THE_MACHINE = ("CUDA", "cuDNN", "CUBLAS", "cuBLAS", "NCCL", "HIP", "[enforce fail")
+_SHOWN_CHARACTERS = 500
 _QUIET = dict.fromkeys(
     ("uvicorn.access", "uvicorn.error", "httpx", "faiss.loader"), logging.WARNING
 )
@@ -44,6 +50,20 @@ def setup_logging(
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
     """Named values for a line: ``log.info("closed", extra=fields(rows=3))``."""
     return {"fields": values}
+
+
+def shown(error: BaseException) -> str:
+    """An error as a log may have it: its type, and its message where that quotes nobody's text.
+
+    The whole message is for the one who sent the text: it is in the answer and in the dead letter.
+    """
+    name = type(error).__name__
+    message = str(error)
+    is_plain = isinstance(error, _PLAIN) and not isinstance(error, _QUOTING)
+    is_plain |= type(error).__module__.split(".")[0] in _PLAIN_MODULES
+    if message and (is_plain or message.startswith(_OF_THE_MACHINE)):
+        return f"{name}: {message}"[:_SHOWN_CHARACTERS]
+    return name
 
 
 class JsonFormatter(logging.Formatter):
@@ -89,6 +109,4 @@ def _trace(record: logging.LogRecord) -> str:
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return ""
-    said = "" if isinstance(error, _QUOTING) else f": {error}"
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    return f"{frames}{type(error).__name__}{said}"
+    return "".join(traceback.format_tb(error.__traceback__)) + shown(error)

@@ -425,7 +425,7 @@ def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
         return error
     if isinstance(error, TimeoutError):
         return JobCancelled(f"the job ran longer than {job.timeout_s:g} s")
-    log.error("job %s failed in %s", job.id, job.function, exc_info=error)
+    log.error("job %s of %s failed", job.id, job.queue, exc_info=error)
     return EngineFailed(f"{type(error).__name__}: {error}")
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
+from vecfleet.common.logs import shown
 from vecfleet.worker.batching import Batch, Batcher, Entry
 from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
@@ -280,12 +281,12 @@ class StepLoop(Generic[P]):
             if no_memory and not tried:
                 self._run(entries, tried=True)
                 return
-            log.warning("the model failed on one text: %s", said(found))
+            log.warning("the model failed on one text: %s", shown(found))
             entries[0].call.failures[entries[0].place] = found
             return
         if no_memory:
             self._budget.out_of_memory(self._batcher.cost(entries))
-        log.warning("a step of %d texts failed, halving it: %s", len(entries), said(found))
+        log.warning("a step of %d texts failed, halving it: %s", len(entries), shown(found))
         middle = len(entries) // 2
         self._run(entries[:middle])
         self._run(entries[middle:])

@@ -24,6 +24,7 @@ from vecfleet.common.errors import (
     Unavailable,
     VecfleetError,
 )
+from vecfleet.common.logs import shown
 from vecfleet.worker.calls import CHUNK_TEXTS, Encode, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.engine_counters import EngineCounters
@@ -271,7 +272,7 @@ class VllmEngine(TextEngine):
         await core.forget([one for _, one in left])
 
     def _fail(self, call: _Call, text: _Text, error: Exception) -> None:
-        log.warning("vLLM refuses one text: %s", said(error))
+        log.warning("vLLM refuses one text: %s", shown(error))
         call.failures[text.place] = error
         text.done = True
         self._counters.forget(text.length)
