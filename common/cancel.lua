@@ -16,7 +16,7 @@ end
 local cancelled = 0
 for _, key in ipairs(KEYS) do
   local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge')
-  local status, queue, cost = job[1], job[2], tonumber(job[3] or 0)
+  local status, queue, cost = job[1], job[2], tonumber(job[3] or 0) or 0
   if status == 'queued' then
     local size = redis.call('HSTRLEN', key, 'data')
     redis.call('DEL', key)

@@ -26,12 +26,41 @@ local FIELDS = {
   'vf_from',
 }
 local COST, SUB, MERGE, ATTEMPTS, STATUS, DEADLINE = 1, 4, 7, 9, #FIELDS + 1, #FIELDS + 2
-local ORIGIN = #FIELDS + 3
+local BLOCK, ORIGIN = 5, #FIELDS + 3
+local MOST_BLOCKS = 2 ^ 24  -- as enqueue.lua has it
 local ASKED = 6
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local most_unmerged, most_all_unmerged = tonumber(ARGV[5]), tonumber(ARGV[6])
 local ask_for = {unpack(FIELDS)}
 ask_for[STATUS], ask_for[DEADLINE], ask_for[ORIGIN] = 'status', 'vf_deadline', 'origin'
+
+-- What the fields of a job must look like. Anybody may have written them: a field that does not is
+-- taken away before any script counts with it, for a script that fails at the head of a queue would
+-- hold up all behind it.
+local COUNT, NAME, MOST_DIGITS, MOST_CHARACTERS = '^%d+$', '^[%w_.-]+$', 16, 256
+local LOOKS = {
+  [COST] = COUNT, [2] = COUNT, [3] = NAME, [SUB] = NAME, [BLOCK] = COUNT, [6] = COUNT,
+  [MERGE] = '^vf%.[%w_-]+%.merge%.[%w_-]+%.bulk$', [8] = COUNT, [ATTEMPTS] = '^-?%d+$', [10] = COUNT,
+  [13] = COUNT, [14] = '^[%d,]+$', [15] = NAME, [DEADLINE] = COUNT,
+}
+
+-- Take what looks wrong out of job; returns the fields' names.
+local function wrong_fields(job)
+  local wrong = {}
+  for f, pattern in pairs(LOOKS) do
+    local value = job[f]
+    local most = (pattern == COUNT or f == ATTEMPTS) and MOST_DIGITS or MOST_CHARACTERS
+    if value and value ~= '' and (#value > most or not string.match(value, pattern)) then
+      wrong[#wrong + 1] = ask_for[f]
+    end
+    if value == '' or wrong[#wrong] == ask_for[f] then job[f] = false end
+  end
+  if job[SUB] and tonumber(job[BLOCK] or MOST_BLOCKS) >= MOST_BLOCKS then
+    -- A block of no number is none of the submission's.
+    job[SUB], wrong[#wrong + 1] = false, ask_for[SUB]
+  end
+  return wrong
+end
 
 -- Jobs whose text, client or submission is gone are dropped here, and never reach an engine.
 local function is_gone(job, size)
@@ -147,12 +176,15 @@ local function take_first(entry, ask)
   local id = redis.call('LINDEX', entry.list, 0)
   if not id then return nil, true end
   local key = 'rq:job:' .. id
-  local job, size = redis.call('HMGET', key, unpack(ask_for)), redis.call('HSTRLEN', key, 'data')
-  if is_left_over(job, entry.queue) then
+  local job = redis.pcall('HMGET', key, unpack(ask_for))
+  -- What is no hash is no job, and an id of other characters none that anybody could settle.
+  if job.err or #id > MOST_CHARACTERS or not string.match(id, NAME)
+    or is_left_over(job, entry.queue) then
     redis.call('LPOP', entry.list)
     entry.is_touched, dropped = true, dropped + 1
     return 0
   end
+  local wrong, size = wrong_fields(job), redis.call('HSTRLEN', key, 'data')
   local cost = tonumber(job[COST] or 0)
   local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
   local gone, merge = is_gone(job, size), job[MERGE]
@@ -169,6 +201,7 @@ local function take_first(entry, ask)
   end
   redis.call('LPOP', entry.list)
   entry.is_touched = true
+  if #wrong > 0 then redis.call('HDEL', key, unpack(wrong)) end
   if job[COST] then
     entry.jobs, entry.tokens = (entry.jobs or 0) + 1, (entry.tokens or 0) + cost
     entry.bytes = (entry.bytes or 0) + size
@@ -245,7 +278,8 @@ local found = find_queues()
 -- A suspect at the head of any queue goes first, once there is nothing else in flight.
 for _, entry in ipairs(found) do
   local id = redis.call('LINDEX', entry.list, 0)
-  if id and tonumber(redis.call('HGET', 'rq:job:' .. id, 'vf_attempts') or 0) > 0 then
+  local attempts = id and redis.pcall('HGET', 'rq:job:' .. id, 'vf_attempts')
+  if type(attempts) == 'string' and (tonumber(attempts) or 0) > 0 then
     if ARGV[ASKED + 5 * entry.k] == '1' then
       found = {entry}
       break

@@ -160,13 +160,16 @@ def _read_call(data: bytes) -> tuple[str, Any, VecfleetError | None]:
         return "", None, error
 
 
+_MOST_DIGITS = 18  # what Redis counts with
+
+
 def _whole(value: bytes | None, least: int = 0) -> int:
     """A field as a whole number; 0 for what is none: one bad field must not lose a whole claim."""
     try:
-        return max(least, int(value or 0))
+        return max(least, int(value or 0)) if len(value or b"") <= _MOST_DIGITS else 0
     except ValueError:
         return 0
 
 
 def _text(value: bytes | None) -> str:
-    return value.decode() if value else ""
+    return value.decode(errors="replace") if value else ""

@@ -32,7 +32,7 @@ end
 
 local function has_retries(id)
   local key = 'rq:job:' .. id
-  local left = tonumber(redis.call('HGET', key, 'retries_left') or 0)
+  local left = tonumber(redis.call('HGET', key, 'retries_left') or 0) or 0
   if left <= 0 then return false end
   redis.call('HSET', key, 'retries_left', left - 1)
   clear_suspicion(key)
@@ -49,7 +49,7 @@ local function refuse(id, queue, execution, sub, apart)
     local own = id .. '-refused-' .. place
     -- Not of the submission any more: a retry must not count its block again (see count_late).
     redis.call('HSET', 'rq:job:' .. own, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
-      'data', data, 'vf_from', sub, 'vf_docs', 1, 'vf_merge', job[1] or '', 'vf_cost', tokens,
+      'data', data, 'vf_from', sub ~= '' and sub or '-', 'vf_docs', 1, 'vf_merge', job[1] or '', 'vf_cost', tokens,
       'vf_attempts', attempts)
     if uid and version > 0 then
       -- Its version can still arrive: no tombstone above it may go.
@@ -109,7 +109,7 @@ for at = 7, #ARGV, STRIDE do
         forget(id)
         if outcome == 'commit' then
           mark(sub, block, true, docs, refused)
-          if from and from ~= '' then count_late(from, docs) end
+          if from then count_late(from, docs) end
           local uid = merges_into(queue)
           if uid then redis.call('ZREM', 'vf:outstanding:' .. uid, id) end
         end
