@@ -39,6 +39,7 @@ _AT_ONCE = 64
 _SHOWN_BYTES = 512 << 10  # the data of larger entries is not read for a list
 _MAX_ID_CHARS = 256
 _QUEUES = "rq:queue:vf."
+_NO_SUBMISSION = "."  # no submission's name begins so
 _MERGE = re.compile(r"vf\.[^.]+\.merge\.([0-9a-f]+)-\d+\.bulk")
 _AGO = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -340,7 +341,7 @@ def _entry(entry_id: str, row: Sequence[bytes | None]) -> DeadEntry | None:
         tenant=parts[1],
         task=parts[2],
         uid=in_merge[1] if in_merge else "",
-        submission=(sub or late).decode(errors="replace"),
+        submission=(sub or late).decode(errors="replace").removeprefix(_NO_SUBMISSION),
         code=code,
         message=message,
         attempts=_whole(attempts),

@@ -248,10 +248,20 @@ class Aggregator:
                 log.error("cannot merge into %s, trying again: %s", uid, error)
                 await asyncio.sleep(_RETRY_S)
             except Exception as error:
+                if await self.on_disk(self._is_stale):
+                    self._on_stale()  # whatever it was, it is no job's fault
+                    await asyncio.Event().wait()
                 log.exception("cannot merge %d shards into %s", len(jobs), uid)
                 if len(jobs) == 1:
                     return [Failure(JobFailed(f"cannot be merged: {error}"))]
                 return [outcome for job in jobs for outcome in await self._applied(uid, [job])]
+
+    def _is_stale(self) -> bool:
+        try:
+            self._catalog.check_writer()
+        except StaleWriter:
+            return True
+        return False
 
     def _next_batch(self, uid: str) -> list[_Waiting]:
         waiting = self._waiting[uid]

@@ -214,6 +214,14 @@ class PartitionWriter:
         return None
 
     def _append(self, shards: Sequence[Shard], shard_keys: Sequence[bytes]) -> None:
+        """``_append_rows``; a file that the next writer has removed is no fault of the shards."""
+        try:
+            self._append_rows(shards, shard_keys)
+        except FileNotFoundError:
+            with self._manifest.held(self._token):
+                raise
+
+    def _append_rows(self, shards: Sequence[Shard], shard_keys: Sequence[bytes]) -> None:
         """Write one segment of all shards' rows, decide who dies, commit."""
         parts = [shard.rows for shard in shards]
         number = self._reserve()

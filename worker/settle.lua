@@ -49,8 +49,8 @@ local function refuse(id, queue, execution, sub, apart)
     local own = id .. '-refused-' .. place
     -- Not of the submission any more: a retry must not count its block again (see count_late).
     redis.call('HSET', 'rq:job:' .. own, 'created_at', iso, 'enqueued_at', iso, 'origin', queue,
-      'data', data, 'vf_from', sub ~= '' and sub or '-', 'vf_docs', 1, 'vf_merge', job[1] or '', 'vf_cost', tokens,
-      'vf_attempts', attempts)
+      'data', data, 'vf_from', sub ~= '' and sub or '.', 'vf_docs', 1, 'vf_merge', job[1] or '',
+      'vf_cost', tokens, 'vf_attempts', attempts)
     if uid and version > 0 then
       -- Its version can still arrive: no tombstone above it may go.
       redis.call('HSET', 'rq:job:' .. own, 'vf_version', job[3])

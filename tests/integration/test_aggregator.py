@@ -19,7 +19,7 @@ from servers import eventually
 from vecfleet.common import keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory
-from vecfleet.common.errors import CorruptManifest, Unavailable, UnknownCollection
+from vecfleet.common.errors import CorruptManifest, StaleWriter, Unavailable, UnknownCollection
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.catalog import FILE_NAME, Catalog
@@ -253,3 +253,24 @@ async def test_a_redis_that_lost_its_data_is_not_taken_for_one_without_collectio
     assert (await directory.collection("books")).name == "books"
     await delete(aggregator, "books")
     assert await directory.collections() == []
+
+
+async def test_one_that_was_frozen_leaves_the_next_ones_copy_alone(
+    client: redis.Redis, tmp_path: Path
+) -> None:
+    stale = asyncio.Event()
+    frozen = Aggregator(Catalog.open(tmp_path, token=1), client, 1, on_stale=stale.set)
+    await frozen.on_disk(frozen.open)
+    heir = Aggregator(Catalog.open(tmp_path, token=2), client, 2, on_stale=lambda: None)
+    await heir.on_disk(heir.open)
+    await create(heir, "books")
+    with pytest.raises(StaleWriter):
+        await asyncio.to_thread(frozen.publish)
+    assert published(client, "-") == {"books"}
+    # A deletion that it had in hand is not settled, and touches nothing.
+    late = asyncio.create_task(frozen.delete(catalog_job(payloads.DELETE, "books")))
+    await stale.wait()
+    late.cancel()
+    assert published(client, "-") == {"books"}
+    for one in (frozen, heir):
+        await asyncio.to_thread(one.close)

@@ -6,6 +6,7 @@ from vecfleet.common.errors import (
     CorruptManifest,
     InvalidInput,
     InvalidName,
+    StaleWriter,
     UnknownCollection,
 )
 from vecfleet.worker.catalog import FILE_NAME, Catalog, partition_spec
@@ -159,3 +160,26 @@ def test_a_catalogue_without_its_mark_is_taken_as_it_is(tmp_path):
     again.create("more", SPEC)
     again.close()
     Catalog.open(tmp_path).close()
+
+
+def test_a_writer_that_lost_its_lease_changes_nothing(tmp_path):
+    frozen = Catalog.open(tmp_path, token=1)
+    frozen.create("docs", SPEC)
+    heir = Catalog.open(tmp_path, token=2)
+    heir.delete("docs")
+    again = heir.create("docs", SPEC)  # the same name, another collection
+    for change in (
+        lambda: frozen.delete("docs"),
+        lambda: frozen.create("more", SPEC),
+        frozen.check_writer,
+        lambda: Catalog.open(tmp_path, token=1),
+    ):
+        with pytest.raises(StaleWriter):
+            change()
+    heir.check_writer()
+    assert heir.list() == [again]
+    frozen.close()
+    heir.close()
+    third = Catalog.open(tmp_path, token=3)  # all is sealed as it should be
+    assert third.list() == [again]
+    third.close()

@@ -142,6 +142,33 @@ def test_a_damaged_segment_goes_to_quarantine_and_the_rest_serves(writer, tmp_pa
     reader.close()
 
 
+def test_a_stale_writer_removes_no_files_of_the_next_one(writer, tmp_path):
+    writer.apply([shard("1", [("a", 1)])])
+    newer = open_writer(tmp_path, 2)
+    newer.apply([shard("2", [("b", 1)])])
+    with pytest.raises(StaleWriter):
+        writer._remove_leftovers()
+    assert len(list(tmp_path.glob("*.seg"))) == 2
+    newer.close()
+
+
+def test_a_writer_that_is_overtaken_between_writing_and_committing_publishes_nothing(tmp_path):
+    heirs = []
+
+    def overtaken(step):
+        if step == "renamed":  # the segment is there, the manifest does not name it yet
+            heirs.append(open_writer(tmp_path, 2))
+
+    frozen = open_writer(tmp_path, crash=overtaken)
+    with pytest.raises(StaleWriter):
+        frozen.apply([shard("1", [("a", 1)])])
+    (heir,) = heirs
+    assert heir.apply([shard("1", [("a", 1)])])[0].status == "applied"
+    assert heir.stats().documents == 1
+    frozen.close()
+    heir.close()
+
+
 def test_a_stale_writer_publishes_nothing(writer, tmp_path):
     writer.apply([shard("1", [("a", 1)])])
     newer = open_writer(tmp_path, 2)
