@@ -281,7 +281,8 @@ def _header(rows: int, dimension: int, columns: dict[str, list[int]], size: int)
 def _read_table(path: Path, buffer: mmap.mmap) -> dict[str, Any]:
     magic, length, crc = _HEADER.unpack_from(buffer)
     raw = buffer[_HEADER.size : _HEADER.size + length]
-    if magic != MAGIC or length > HEADER_BYTES or zlib.crc32(raw) != crc:
+    # Of nothing at all the checksum is 0: a header of zeros would pass.
+    if magic != MAGIC or not 0 < length <= HEADER_BYTES or zlib.crc32(raw) != crc:
         raise CorruptSegment(f"the header of {path.name} is damaged")
     table: dict[str, Any] = msgpack.unpackb(raw)
     if table["size"] != len(buffer):

@@ -104,6 +104,15 @@ def test_a_cut_file_is_noticed(path, length):
         Segment.open(path)
 
 
+def test_a_header_of_zeros_behind_the_magic_is_noticed(path):
+    """The length and the checksum of nothing are zeros too."""
+    data = bytearray(path.read_bytes())
+    data[8:520] = bytes(512)
+    path.write_bytes(data)
+    with pytest.raises(CorruptSegment):
+        Segment.open(path)
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     def lost():
         raise OSError(28, "No space left on device")
