@@ -61,14 +61,22 @@ def run(given: argparse.Namespace, folder: Path) -> Outcome:
         _finish(total, outcome, f"--points {given.points} --duration 0 --recovery 0", seed)
     while left_s > 1.0 and total.is_kept:
         duration_s = min(left_s, _ROUND_S)
-        plan = Plan(seed=seed, small_disk=True, lease_s=given.lease)
+        # Where Redis may lose what it accepted, a client counts on what is done.
+        until = "accepted" if given.redis == "always" else "done"
+        plan = Plan(
+            seed=seed,
+            small_disk=True,
+            lease_s=given.lease,
+            persistence=given.redis,
+            until=until,
+        )
         if given.mutant:
             plan = with_mutant(plan, given.mutant)
         began = time.monotonic()
         outcome = storm(folder / f"storm{number}", plan, duration_s=duration_s, gap_s=given.gap)
         left_s -= max(time.monotonic() - began, 1.0)
         _shown(f"storm of seed {seed}", outcome)
-        mutant = f" --mutant {given.mutant}" if given.mutant else ""
+        mutant = f" --redis {given.redis}" + (f" --mutant {given.mutant}" if given.mutant else "")
         _finish(total, outcome, f"--duration {duration_s:.0f} --recovery 0{mutant}", seed)
         if outcome.is_kept and not given.keep:
             shutil.rmtree(folder / f"storm{number}", ignore_errors=True)
@@ -95,6 +103,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="by default one that is drawn, and told")
     parser.add_argument("--gap", type=float, default=0.25, help="mean seconds between faults")
     parser.add_argument("--lease", type=float, default=1.0, help="seconds, in storms")
+    parser.add_argument(
+        "--redis",
+        default="always",
+        choices=["always", "everysec", "none"],
+        help="how it keeps its data in storms; with everysec a kill is a power cut",
+    )
     parser.add_argument("--recovery", type=int, help="isolated kills at production leases")
     parser.add_argument("--points", type=int, default=0, help="kills at each crash point")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="plant a defect in storms")

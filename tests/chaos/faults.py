@@ -13,6 +13,7 @@ from typing import Any
 import redis
 from chaos.crash_points import POINTS, role_of
 from chaos.fleet import Fleet
+from chaos.power import cut_off_the_last_second
 from chaos.roles import Slot
 
 Heal = tuple[float, int, Callable[[], None]]  # when, a number that breaks ties, what
@@ -151,7 +152,13 @@ class Faults:
     # Redis and the disk
 
     def _kill_redis(self) -> bool:
-        self._fleet.restart_redis(wait_s=self._chance.uniform(0.0, 0.5))
+        server, lose = self._fleet.server, None
+        if self._fleet.plan.persistence == "everysec":
+
+            def lose() -> None:
+                cut_off_the_last_second(server)
+
+        self._fleet.restart_redis(wait_s=self._chance.uniform(0.0, 0.5), lose=lose)
         self.kills["redis"] += 1
         return True
 

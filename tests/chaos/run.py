@@ -112,7 +112,8 @@ def storm(
         calm(fleet, faults)
         outcome.stuck += len(ended := end_clients(fleet))
         outcome.failures += ended
-        outcome.take(examine(fleet, quiet_s=QUIET_S))
+        loses = plan.persistence != "always"
+        outcome.take(examine(fleet, quiet_s=QUIET_S, redis_lost_data=loses))
         outcome.failures += strange_ends(fleet)
         outcome.kills, outcome.faults, outcome.fired = faults.kills, faults.faults, faults.fired
     outcome.seconds, outcome.disk_kind = time.monotonic() - began, fleet.disk_kind

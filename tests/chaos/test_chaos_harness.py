@@ -12,6 +12,7 @@ from chaos.client_ledger import ClientLedger, Entry, read
 from chaos.fleet import ASSIGNED, GIVEN
 from chaos.mutants import MUTANTS
 from chaos.oracle import Held, Verdict, judge
+from chaos.power import whole_bytes
 from chaos.scenes import with_mutant_planted, without_mutants
 from chaos.story import digest, operation, revision_of, text_of
 
@@ -101,3 +102,12 @@ def test_the_oracle_tells_what_is_well_from_what_is_not():
     assert verdict_over([put("a", 1)], [("a", 1)], [("a", 1)]).doubled
     wrong = {"a": np.eye(32, dtype=np.float32)[0]}
     assert verdict_over([put("a", 1)], [("a", 1)], vectors=wrong).lost
+
+
+def test_a_power_cut_leaves_whole_transactions_only():
+    command = b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n"
+    whole = command + b"*1\r\n$5\r\nMULTI\r\n" + command + b"*1\r\n$4\r\nEXEC\r\n"
+    assert whole_bytes(whole) == len(whole)
+    assert whole_bytes(whole[:-1]) == len(command)
+    assert whole_bytes(whole + command[:-1]) == len(whole)
+    assert whole_bytes(command[:5]) == 0
