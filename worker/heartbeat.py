@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
-from vecfleet.common.errors import VecfleetError
+from vecfleet.common.errors import QueueFull, VecfleetError
 from vecfleet.worker.job import ClaimedJob
 from vecfleet.worker.ledger import Announcement, Ledger
 
@@ -89,6 +89,9 @@ class Heartbeat:
                     self._ledger.sweep(self._queues())
                 if self.lost_reply.is_set():
                     self._reconcile(over)
+            except QueueFull as error:
+                # The heartbeat and the rescue pass on a full Redis; what is for people can wait.
+                log.warning("RQ's picture of this worker is old: %s", error)
             except VecfleetError as error:
                 log.warning("no heartbeat: %s", error)
                 # Nobody could renew a lease: give the others one lease's time to do so.

@@ -87,7 +87,7 @@ local function leave_line(queue)
   else
     redis.call('DEL', load)
   end
-  if left[3] and (left[1] ~= '0' or left[2] ~= '0' or left[3] ~= '0') then
+  if left[3] then
     count_all(queue, -tonumber(left[1] or 0), -tonumber(left[2] or 0), -tonumber(left[3]))
   end
   if is_merge(line) then return end

@@ -301,7 +301,8 @@ class Ledger:
         key = f"rq:worker:{self.worker}"
         queues = self._tenants.of(queues)
         with translated():
-            pipe = self._redis.pipeline(transaction=True)
+            # No transaction: a full Redis refuses one whatever is in it, but none of these alone.
+            pipe = self._redis.pipeline(transaction=False)
             pipe.srem("rq:workers", key)
             for queue in queues:
                 pipe.srem(f"rq:workers:{queue}", key)
