@@ -8,8 +8,8 @@
 -- Returns the number of jobs that were there
 local function count(key, prefix, tokens, bytes)
   if redis.call('EXISTS', key) == 0 then return end
-  redis.call('HINCRBY', key, prefix .. 'tokens', -tokens)
-  redis.call('HINCRBY', key, prefix .. 'bytes', -bytes)
+  redis.call('HINCRBY', key, prefix .. 'tokens', 0 - tokens)
+  redis.call('HINCRBY', key, prefix .. 'bytes', 0 - bytes)
   redis.call('HINCRBY', key, prefix .. 'jobs', -1)
 end
 

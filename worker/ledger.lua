@@ -51,9 +51,10 @@ local function ring(queue)
 end
 
 local function add(key, prefix, tokens, bytes, jobs)
-  redis.call('HINCRBY', key, prefix .. 'tokens', tokens)
-  redis.call('HINCRBY', key, prefix .. 'bytes', bytes)
-  return redis.call('HINCRBY', key, prefix .. 'jobs', jobs)
+  -- Adding 0 makes 0 of -0, which HINCRBY takes for no number.
+  redis.call('HINCRBY', key, prefix .. 'tokens', tokens + 0)
+  redis.call('HINCRBY', key, prefix .. 'bytes', bytes + 0)
+  return redis.call('HINCRBY', key, prefix .. 'jobs', jobs + 0)
 end
 
 -- What waits for all tenants together; it starts anew when nothing does.

@@ -61,6 +61,23 @@ def waiting(client: redis.Redis, key: str) -> dict[bytes, int]:
     return {name: int(value) for name, value in client.hgetall(key).items()}
 
 
+async def test_jobs_that_cost_nothing_are_jobs_too(client, queues):
+    """Lua knows a -0, which Redis takes for no number."""
+    mine = Ledger(client, "w", max_merge_bytes=10)
+    await fill_merge_queue(client, queues, mine, "full", 1)
+    await queues.enqueue(of("-"), jobs("free", 3, tokens=0))
+    await queues.enqueue(
+        of("-"), jobs("parked", 2, tokens=0), Route(merge_queue="vf.-.merge.full-0.bulk")
+    )
+    assert len(mine.claim(ask(2))) == 2
+    assert len(mine.claim(ask(2))) == 1
+    assert await queues.cancel(["free-0", "parked-0"]) == 2
+    (shard,) = mine.claim([Ask(merge_of("full"), 9, 99)])
+    assert mine.settle([Settlement(shard, Commit(1, {}))]) == [True]
+    assert [job.id for job in mine.claim(ask(9))] == ["parked-1"]
+    assert client.exists(SUM, LINE, CLOCK) == 0
+
+
 async def test_nobody_needs_to_be_told_of_a_tenant(client, queues):
     mine = Ledger(client, "w")
     for tenant in ("-", "acme", "b-c_d"):
