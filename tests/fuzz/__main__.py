@@ -43,7 +43,9 @@ STORIES = 200
 MOST_GROWTH_MB = 256.0  # of one role's memory over the whole run
 
 
-async def run_http(fleet: LiveFleet, cases: int, seed: int, tally: Tally) -> None:
+async def run_http(
+    fleet: LiveFleet, cases: int, seed: int, tally: Tally, *, outages: bool = True
+) -> None:
     """All HTTP cases; what is wrong is in the tally."""
     await prepare(fleet.port)
     document = await get_document(fleet.port)
@@ -53,7 +55,7 @@ async def run_http(fleet: LiveFleet, cases: int, seed: int, tally: Tally) -> Non
     say(f"{len(corpus)} requests from the OpenAPI document")
     generator = random.Random(seed)
     raw = int(cases * RAW)
-    left = cases - raw - 2 * min(OUTAGE, cases // 50) - min(STORIES, cases // 100) * 10
+    left = cases - raw - 2 * min(OUTAGE, cases // 50) * outages - min(STORIES, cases // 100) * 10
     await send_all(fleet.port, contract, stream(corpus, left // 2, seed), tally)
     before = fleet.rss_mb()
     await send_all(fleet.port, contract, stream(corpus, left - left // 2, seed + 1), tally)
@@ -72,6 +74,8 @@ async def run_http(fleet: LiveFleet, cases: int, seed: int, tally: Tally) -> Non
             tally.failures.append(f"{role} grew from {before[role]:.0f} to {now:.0f} MB")
     if log := fleet.log_of_failure():
         tally.failures.append(f"the gateway's log tells of failures:\n{log[:3000]}")
+    if not outages:
+        return
     away = generator.sample(corpus, min(OUTAGE, cases // 50, len(corpus)))
     await without_the_fleet(fleet, contract, away, tally)
     await without_redis(fleet, contract, away, tally)
