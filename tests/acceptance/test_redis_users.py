@@ -187,6 +187,34 @@ def test_users_may_run_what_their_scripts_run(folder: str) -> None:
             assert not lacking, f"{role} lacks {lacking} for {path.name}"
 
 
+CALLED_BY = {
+    "gateway": ("common", "gateway"),
+    "producer": ("common", "producer"),
+    "worker": ("worker",),
+    "aggregator": ("worker",),
+    "search": ("worker",),
+    "operator": ("common",),
+}
+OF_OTHERS = {"common": {"scan"}, "worker": {"hkeys"}, "gateway": set(), "producer": set()}
+# The first is for `vecfleet status`, the second for the writer.
+
+
+@pytest.mark.parametrize("role", CALLED_BY)
+def test_users_may_run_what_their_code_calls(server: AclRedis, role: str) -> None:
+    with server.client("admin") as admin:
+        commands = {str(name).lower() for name in admin.command()}
+    called = set()
+    for folder in CALLED_BY[role]:
+        for path in (ROOT / folder).glob("*.py"):
+            named = set(
+                re.findall(r"\b(?:redis|pipe|client)\.([a-z]+)(?:_iter)?\(", path.read_text())
+            )
+            named = {"del" if name == "delete" else name for name in named}
+            called |= (named & commands) - (OF_OTHERS[folder] if role != "operator" else set())
+    assert len(called) > 3
+    assert called <= users()[role], called - users()[role]
+
+
 def test_what_the_users_may_is_written_in_the_open() -> None:
     assert set(users()) == {"default", *ROLES}
     assert users()["default"] == set()
@@ -265,9 +293,8 @@ def test_the_whole_path_with_each_process_under_its_own_user(
     assert http.delete("/collections/books/documents/x").status_code == 202
     assert http.get("/metrics").status_code == 200
 
-    started["worker"].signal(
-        signal.SIGSTOP
-    )  # SIGSTOP: what comes now waits, and is cancelled while it does
+    # What comes while it is stopped waits, and is cancelled while it does.
+    started["worker"].signal(signal.SIGSTOP)
     try:
         row = {"id": "y", "text": "never"}
         waiting = http.post("/collections/books/documents", json=row).json()
@@ -278,7 +305,25 @@ def test_the_whole_path_with_each_process_under_its_own_user(
     finally:
         started["worker"].signal(signal.SIGCONT)
 
-    for command in (("status",), ("status", "--json"), ("collections", "list")):
+    poison = {"id": "p", "text": "[[poison]]"}
+    for _ in range(2):
+        assert http.post("/collections/books/documents", json=poison).status_code == 202
+    dead = wait_until(
+        lambda: len(d := http.get("/dead").json()["entries"]) == 2 and d, what="two dead"
+    )
+    first, second = (entry["id"] for entry in dead)
+    assert http.get(f"/dead/{first}").status_code == 200
+    retried = http.post(f"/dead/{first}/retry", json={"text": "as good as new"})
+    assert retried.status_code == 202, retried.text
+    wait_until(lambda: http.get("/collections/books/documents/p").status_code == 200)
+    for command in (
+        ("status",),
+        ("status", "--json"),
+        ("collections", "list"),
+        ("dead", "list"),
+        ("dead", "show", second),
+        ("dead", "retry", second),
+    ):
         told = vecfleet(*command, environment={**operator, **cwd})
         assert told.returncode == 0, told.stderr
     info = subprocess.run(
