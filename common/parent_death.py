@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -27,3 +28,13 @@ def dies_with(parent: int, sig: signal.Signals = signal.SIGKILL) -> Callable[[],
             os.kill(os.getpid(), signal.SIGKILL)
 
     return ask_kernel
+
+
+def die_with_starter() -> None:
+    """Bind this process to the one whose ``multiprocessing`` started it, if there is one."""
+    starter = multiprocessing.parent_process()
+    if starter is None or starter.pid is None:
+        return
+    ask_kernel = dies_with(starter.pid)
+    if ask_kernel is not None:
+        ask_kernel()

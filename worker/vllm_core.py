@@ -195,6 +195,7 @@ def engine_arguments(files: ModelFiles, plan: EnginePlan, step_tokens: int) -> d
         "tensor_parallel_size": plan.tensor_parallel_size,
         "scheduling_policy": "priority",
         "scheduler_cls": "vecfleet.worker.vllm_scheduler.QueriesFirst",
+        "worker_extension_cls": "vecfleet.worker.vllm_child.DiesWithParent",
         # Pairs share the instruction and often the query. Documents share nothing, and one that is
         # sent again is not embedded again: for them, hashes and kept blocks would buy nothing.
         "enable_prefix_caching": is_reranker,

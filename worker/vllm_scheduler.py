@@ -7,21 +7,16 @@ query then waits for the step that runs, and a short one.
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vecfleet.common.parent_death import dies_with
+from vecfleet.common.parent_death import die_with_starter
 from vecfleet.worker.vllm_requests import is_bulk
 
-_starter = multiprocessing.parent_process()
-if _starter is not None and _starter.pid is not None:
-    # vLLM's process does not notice when a worker is killed, and would keep the GPU's memory.
-    _ask_kernel = dies_with(_starter.pid)
-    if _ask_kernel is not None:
-        _ask_kernel()
+# vLLM's process does not notice when a worker is killed, and would keep the GPU's memory.
+die_with_starter()
 
 
 class QueriesFirst(Scheduler):  # type: ignore[misc]

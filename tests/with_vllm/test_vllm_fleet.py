@@ -31,8 +31,10 @@ class VllmFleet:
         self.roles.append(aggregator)
         aggregator.wait_for_line("search ready", START_S)
 
-    def start_worker(self, *arguments: str) -> Process:
-        env = {**os.environ, "VECFLEET_REDIS_URL": self.url}
+    def start_worker(self, *arguments: str, **variables: str) -> Process:
+        # It shall not stand back for what else runs on the machine.
+        limits = {"VECFLEET_MAX_CPU_PERCENT": "100", "VECFLEET_MAX_MEMORY_PERCENT": "100"}
+        env = {**os.environ, "VECFLEET_REDIS_URL": self.url, **limits, **variables}
         worker = start_role("worker", "--engine", "vllm", "--model", MINILM, *arguments, env=env)
         self.roles.append(worker)
         worker.wait_for_line("worker ready", START_S)
@@ -103,6 +105,20 @@ async def test_a_lone_worker_that_is_killed_takes_vllm_along(fleet):
     worker = fleet.start_worker()
     pids = engine_pids(worker)
     os.kill(worker.pid, signal.SIGKILL)
+    await asyncio.to_thread(all_ended, pids)
+
+
+async def test_a_worker_whose_vllm_hangs_ends_and_takes_it_along(fleet):
+    worker = fleet.start_worker(VECFLEET_MAX_STEP_S="15")
+    pids = engine_pids(worker)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    async with AsyncProducer(fleet.url) as producer:
+        asking = asyncio.create_task(producer.embed(["is anybody there?"]))
+        assert await asyncio.to_thread(worker.wait, 120) == 1
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert "the engine has done no step for" in worker.output
     await asyncio.to_thread(all_ended, pids)
 
 
