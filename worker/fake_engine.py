@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -43,8 +43,7 @@ class Measured:
 
 
 def key_of(fingerprint: str, device: str, engine: str, numbers: str) -> str:
-    """The name of an entry; ``device`` as ``device_name`` gives it, ``numbers`` as ``number_name``.
-    """
+    """The name of an entry, ``device`` and ``numbers`` as the functions below give them."""
     return f"{fingerprint}/{device}/{engine}/{numbers}"
 
 
