@@ -210,6 +210,11 @@ class Aggregator:
         loop = asyncio.get_running_loop()
         entries = [_Waiting(job, loop.create_future()) for job in jobs]
         for entry in entries:
+            if (
+                entry.job.queue.task != "merge"
+            ):  # of no collection: it would be handed back for ever
+                entry.done.set_result(Failure(InvalidInput("this queue takes no shards")))
+                continue
             uid = entry.job.queue.target.rpartition("-")[0]
             first = uid not in self._waiting
             self._waiting.setdefault(uid, []).append(entry)

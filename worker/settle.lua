@@ -18,7 +18,7 @@
 --   finish   a stock job's result ({payload}) is kept for {target} seconds where RQ looks for it
 --   release  the job goes back to the front of its queue, and no attempt is charged
 -- Returns 1 for each job that was settled, 0 for each that was no longer ours
-local STRIDE = 15
+local STRIDE, MOST_RETRIES = 15, 100
 local worker, iso = ARGV[1], ARGV[2]
 local most_replies, reply_ttl_s, dead_ttl_s, most_errors =
   tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -32,7 +32,9 @@ end
 
 local function has_retries(id)
   local key = 'rq:job:' .. id
-  local left = tonumber(redis.call('HGET', key, 'retries_left') or 0) or 0
+  -- Anybody may have written it: 'inf' would be tried for ever.
+  local given = redis.call('HGET', key, 'retries_left') or ''
+  local left = string.match(given, '^%d+$') and math.min(tonumber(given), MOST_RETRIES) or 0
   if left <= 0 then return false end
   redis.call('HSET', key, 'retries_left', left - 1)
   clear_suspicion(key)

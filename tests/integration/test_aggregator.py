@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -153,6 +154,15 @@ async def test_a_record_that_a_crash_left_goes_at_the_next_start(
     await second.on_disk(second.open)
     await asyncio.to_thread(second.close)
     assert published(client, "acme") == set()
+
+
+async def test_a_shard_in_the_catalogues_queue_fails(aggregator: Aggregator) -> None:
+    """Written there by hand; given back, it would be claimed again at once, for ever."""
+    collection = await create(aggregator, "docs")
+    stray = replace(merge_job(collection, 1), id="stray", queue=keys.catalog_queue())
+    failed, good = await aggregator.merge([stray, merge_job(collection, 2)])
+    assert isinstance(failed, Failure)
+    assert isinstance(good, Commit)
 
 
 async def test_an_unforeseen_error_is_charged_to_its_cause_alone(

@@ -444,3 +444,67 @@ async def test_rq_info_tells_the_truth_and_moves_nothing(client, queues):
     assert everything() == before
     (seen,) = Worker.all(connection=client)
     assert (seen.name, seen.queue_names()) == ("w1", [str(QUEUE)])
+
+
+async def test_retries_that_somebody_wrote_by_hand_come_to_an_end(client):
+    mine = ledger(client)
+    for number, retries in enumerate((b"inf", b"1e9", b"abc", b"-1", b"")):
+        name = f"hand-{number}"
+        data = codec.pack_call("vecfleet.embed", {})
+        fields = {"data": data, "status": "queued", "origin": str(QUEUE), "retries_left": retries}
+        client.hset(keys.job(name), mapping=fields)
+        client.rpush(keys.queue_list(QUEUE), name)
+        (claimed,) = mine.claim([Ask(QUEUE, 1, 99)])
+        assert mine.settle([Settlement(claimed, Failure(InvalidInput("no")))]) == [True]
+        assert client.hget(keys.job(name), "status") == b"failed"
+
+
+WRONG = {
+    "vf_cost": b"abc",
+    "vf_deadline": b"",
+    "vf_attempts": b"vf",
+    "vf_block": b"nan",
+    "vf_docs": b"9" * 400,
+    "vf_refused": b"-1",
+    "vf_version": b"1e400",
+    "vf_sub": b"x:ok",
+    "vf_box": b"\xff",
+    "vf_merge": b"\xff\xfe",
+    "timeout": b"9" * 400,
+    "result_ttl": b"x",
+    "vf_condemned": b",,x",
+    "vf_named": b"*",
+}
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "all of them"])
+async def test_a_job_that_was_written_wrong_holds_nobody_up(client, queues, wrong):
+    """A script that fails at the head of a queue would fail for all behind it, and for ever."""
+    fields = WRONG if wrong == "all of them" else {wrong: WRONG[wrong]}
+    own = {"data": codec.pack_call("vecfleet.embed", {}), "status": "queued", "origin": str(QUEUE)}
+    client.hset(keys.job("wrong"), mapping={**own, **fields})
+    client.rpush(keys.queue_list(QUEUE), "wrong")
+    await queues.enqueue(QUEUE, [job(1)])
+    mine = ledger(client)
+    claimed = mine.claim([Ask(QUEUE, 9, 999)])
+    assert ids(claimed) == ["wrong", "j-1"]
+    batch = [Settlement(one, Failure(InvalidInput("no"))) for one in claimed]
+    assert mine.settle(batch) == [True, True]
+    assert client.hget(keys.job("wrong"), "status") == b"failed"
+
+
+async def test_what_is_no_job_is_left_out(client, queues):
+    client.set(keys.job("a-string"), "x")
+    for name in ("a-string", "a:b", "a\nb", b"\xff\xfe", "x" * 300):
+        client.rpush(keys.queue_list(QUEUE), name)
+    await queues.enqueue(QUEUE, [job(1)])
+    assert ids(ledger(client).claim([Ask(QUEUE, 9, 999)])) == ["j-1"]
+
+
+async def test_a_job_that_was_cancelled_and_enqueued_again_has_one_holder(client, queues):
+    await queues.enqueue(QUEUE, [job(1), job(2)])
+    await queues.cancel(["j-1"])
+    await queues.enqueue(QUEUE, [job(1)])
+    assert client.lrange(keys.queue_list(QUEUE), 0, -1) == [b"j-1", b"j-2", b"j-1"]
+    assert ids(ledger(client).claim([Ask(QUEUE, 9, 999)])) == ["j-1", "j-2"]
+    assert client.zcard(keys.lease(QUEUE)) == 2
