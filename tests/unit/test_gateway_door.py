@@ -15,6 +15,7 @@ from vecfleet.gateway.identity import OPEN_PATHS
 
 METHODS = ("get", "post", "put", "delete", "patch", "head", "options")
 FILLED = {"collection": "books", "submission": "0" * 32, "document": "d1", "model": "m"}
+FILLED |= {"entry": "0" * 32}
 
 
 class Rig:
