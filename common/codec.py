@@ -13,7 +13,7 @@ import msgpack
 
 from vecfleet.common.errors import CorruptPayload
 
-MAX_PAYLOAD_BYTES = 64 << 20
+MAX_PAYLOAD_BYTES = 8 << 20  # of what was compressed; our largest jobs have a few MiB
 _ZLIB = b"\x78"  # no msgpack array of four begins so
 
 
