@@ -1,4 +1,4 @@
-"""A worker whose engine takes a fixed time a step; ``soak`` starts it with a Redis and that time."""
+"""A worker whose engine takes a fixed time a step; ``soak`` starts it with a Redis and a time."""
 
 from __future__ import annotations
 
