@@ -102,9 +102,9 @@ def show(settings: Settings, entry_id: str, redis_url: str | None, as_json: bool
     error = wire.pop("error")
     wire["died_at"] = _when(entry)
     for name, value in {**wire, "error": error["code"], "message": error["message"]}.items():
-        click.echo(f"{name}: {value}")
+        click.echo(_harmless(f"{name}: {value}"))
     for document in documents:
-        click.echo(f"\n{document['id']}\n{document['text'] or ''}")
+        click.echo(_harmless(f"\n{document['id']}\n{document['text'] or ''}"))
     return 0
 
 
@@ -271,11 +271,11 @@ def _row(entry: DeadEntry, names: dict[str, str]) -> tuple[str, ...]:
     return (
         _when(entry),
         names.get(entry.uid, entry.uid),
-        " ".join(document.split()),
-        entry.code,
+        _harmless(" ".join(document.split())),
+        _harmless(entry.code),
         str(entry.attempts),
-        text,
-        entry.id,
+        _harmless(text),
+        _harmless(entry.id),
     )
 
 
@@ -286,6 +286,13 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _harmless(text: str) -> str:
+    """Without the control characters by which a document could take over a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _when(entry: DeadEntry) -> str:

@@ -34,7 +34,8 @@ def fleet(redis_server_factory, tmp_path):
     for process, role in zip(processes, ("aggregator", "search", "worker"), strict=True):
         process.wait_for_line(f"{role} ready")
     rows = [
-        {"id": f"d{n}", "text": f"number {n} {POISON if n % 10 == 5 else ''}"} for n in range(30)
+        {"id": f"d{n}", "text": f"number {n} \x1b[31m {POISON if n % 10 == 5 else ''}"}
+        for n in range(30)
     ]
     with Producer(url) as producer:
         producer.create_collection("books", model="fake")
@@ -95,6 +96,8 @@ def test_the_command(fleet, monkeypatch):
     shown = dead(fleet, "show", by_document["d5"])
     assert POISON in shown.stdout and "engine_failed" in shown.stdout
     assert dead(fleet, "show", "nothing").returncode == 4
+    assert "\x1b" in listed(fleet)[0]["documents"][0]["text"]
+    assert "\x1b" not in shown.stdout + plain.stdout  # no document takes a terminal over
 
     assert dead(fleet, "retry").returncode == 2
     assert dead(fleet, "retry", by_document["d5"], "--text", " ").returncode == 2
@@ -148,7 +151,7 @@ async def over_http(fleet, http):
 
     one = f"/dead/{by_document['d5']}"
     entry = (await http.get(one)).json()
-    assert entry["documents"] == [{"id": "d5", "text": f"number 5 {POISON}"}]
+    assert entry["documents"] == [{"id": "d5", "text": f"number 5 \x1b[31m {POISON}"}]
     for wrong in ({"text": ""}, {"text": 5}, {"txt": "a"}, {"document": "d5"}, {"document": 5}):
         assert (await http.post(f"{one}/retry", json=wrong)).status_code == 400, wrong
     answer = await http.post(f"{one}/retry", json={"text": "put right"})

@@ -164,6 +164,8 @@ async def test_a_retry_keeps_the_version_and_is_counted_once(fleet):
     assert (state.state, state.committed, state.failed) == ("done", 3, 1)
     await fleet.letter.retry("s-0-refused-2")
     assert (await fleet.letter.page()).entries == ()
+    assert fleet.client.zcard(keys.dead(QUEUE)) == 0
+    assert fleet.client.ttl(keys.job("s-0-refused-2")) == -1  # it may wait as long as it takes
     assert fleet.client.hget(keys.load(QUEUE), "tokens") == b"7"
     (job,) = fleet.ledger.claim([Ask(QUEUE, 1, 9999)])
     assert (job.version, job.is_apart, job.attempts, job.documents) == (version, True, 1, 1)

@@ -85,6 +85,20 @@ async def test_a_named_text_that_runs_well_is_named_no_more(client):
     assert deaths.fields() == ["1", None, "0", None]
 
 
+async def test_what_was_named_and_ran_well_is_not_named_after_a_drain_either(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    deaths.die()
+    deaths.die(4)
+    (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    assert job.named == 4
+    deaths.other.mark(job, 4)
+    assert deaths.fields()[1] == "4"
+    deaths.other.mark(job, 0)
+    deaths.other.release([job])
+    assert deaths.fields() == ["2", None, None, None]
+
+
 async def test_what_waited_while_others_ran_is_not_charged(client):
     deaths = Deaths(client)
     await enqueue(client, "j")
