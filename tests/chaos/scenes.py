@@ -120,7 +120,7 @@ def with_mutant_planted(folder: Path, mutant: str, *, seed: int) -> Verdict:
     """The verdict over the scene that shows a mutant."""
     with Fleet(folder, with_mutant(replace(QUICK, seed=seed), mutant)) as fleet:
         _SCENES[mutant](fleet)
-        return finish(fleet, quiet_s=6.0)[0]
+        return finish(fleet, quiet_s=4.0)[0]
 
 
 def without_mutants(folder: Path, *, seed: int) -> tuple[Verdict, list[str]]:

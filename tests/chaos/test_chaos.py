@@ -37,8 +37,8 @@ def test_a_death_at_each_crash_point_loses_and_doubles_nothing(tmp_path):
 
 def test_a_storm_of_faults_loses_and_doubles_nothing(tmp_path):
     plan = replace(QUICK, seed=SEED, aggregators=2, small_disk=True)
-    outcome = storm(tmp_path, plan, duration_s=10.0, gap_s=0.2)
-    assert outcome.is_kept, (outcome.failures, replay("--duration 10 --recovery 0", SEED))
+    outcome = storm(tmp_path, plan, duration_s=8.0, gap_s=0.2)
+    assert outcome.is_kept, (outcome.failures, replay("--duration 8 --recovery 0", SEED))
     assert sum(outcome.kills.values()) >= 10
     assert outcome.acknowledged > 100
 
