@@ -18,17 +18,15 @@ from typing import Any, cast
 
 import redis.asyncio
 
-from vecfleet.common import codec, keys, limits
-from vecfleet.common.document import check_text
+from vecfleet.common import keys
+from vecfleet.common.dead_entry import FIELDS, DeadEntry, documents_of, edited, entry_of
 from vecfleet.common.errors import (
     Conflict,
     InvalidInput,
     JobCancelled,
-    JobFailed,
     PoisonText,
     QueueFull,
     UnknownEntry,
-    VecfleetError,
 )
 from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import read_lua, translated
@@ -39,72 +37,8 @@ _AT_ONCE = 64
 _SHOWN_BYTES = 512 << 10  # the data of larger entries is not read for a list
 _MAX_ID_CHARS = 256
 _QUEUES = "rq:queue:vf."
-_NO_SUBMISSION = "."  # no submission's name begins so
-_MERGE = re.compile(r"vf\.[^.]+\.merge\.([0-9a-f]+)-\d+\.bulk")
 _AGO = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_FIELDS = (
-    "status",
-    "origin",
-    "vf_error",
-    "vf_died",
-    "vf_died_with",
-    "vf_attempts",
-    "vf_sub",
-    "vf_from",
-    "vf_merge",
-    "vf_docs",
-    "vf_version",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadDocument:
-    """A document of an entry."""
-
-    id: str
-    text: str | None  # None in a deletion
-
-
-@dataclass(frozen=True, slots=True)
-class DeadEntry:
-    """What sits in the dead letter under one id."""
-
-    id: str
-    queue: str
-    tenant: str
-    task: str  # "embed", "rerank" or "merge": where it failed
-    uid: str  # of its collection; empty for what has none
-    submission: str
-    code: str
-    message: str
-    attempts: int
-    worker: str
-    died_ms: int  # by Redis's clock
-    version: int  # 0 where the caller gives them
-    count: int  # documents
-    documents: tuple[DeadDocument, ...] = ()  # empty where its data is no texts, or too large
-    died: str = field(default="", repr=False)  # the same as kept: whether it is still this entry
-
-    def to_wire(self, collection: str = "", preview: int | None = None) -> dict[str, Any]:
-        """As JSON; ``preview`` cuts texts to so many characters."""
-        return {
-            "id": self.id,
-            "collection": collection,
-            "tenant": self.tenant,
-            "task": self.task,
-            "submission": self.submission,
-            "error": {"code": self.code, "message": self.message},
-            "attempts": self.attempts,
-            "worker": self.worker,
-            "died_at": self.died_ms / 1000,
-            "version": self.version,
-            "count": self.count,
-            "documents": [
-                {"id": d.id, "text": d.text if d.text is None else d.text[:preview]}
-                for d in self.documents
-            ],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +140,7 @@ class DeadLetter:
             data, tokens = b"", 0
             if text is not None:
                 raw = await self._redis.hget(keys.job(entry_id), "data")
-                data, tokens = _edited(cast(bytes, raw or b""), text, document)
+                data, tokens = edited(cast(bytes, raw or b""), text, document)
             # What killed stays a suspect: it runs alone from the beginning.
             attempts = int(entry.code == PoisonText.code and not data)
             most = self._admission
@@ -281,14 +215,14 @@ class DeadLetter:
     async def _read(self, places: Sequence[tuple[float, str, str]]) -> list[DeadEntry | None]:
         pipe = self._redis.pipeline(transaction=False)
         for _, entry_id, _ in places:
-            pipe.hmget(keys.job(entry_id), *_FIELDS)
+            pipe.hmget(keys.job(entry_id), *FIELDS)
         rows = await pipe.execute()
-        return [_entry(place[1], row) for place, row in zip(places, rows, strict=True)]
+        return [entry_of(place[1], row) for place, row in zip(places, rows, strict=True)]
 
     async def _find(self, entry_id: str, tenant: str | None) -> DeadEntry:
         if 0 < len(entry_id) <= _MAX_ID_CHARS:
-            row: Any = await self._redis.hmget(keys.job(entry_id), *_FIELDS)
-            entry = _entry(entry_id, row)
+            row: Any = await self._redis.hmget(keys.job(entry_id), *FIELDS)
+            entry = entry_of(entry_id, row)
             if entry is not None and tenant in (None, entry.tenant):
                 score = await self._redis.zscore(keys.dead(entry.queue), entry_id)
                 if score is not None:
@@ -302,7 +236,7 @@ class DeadLetter:
             if int(size) > most_bytes:
                 return entry
         raw = await self._redis.hget(key, "data")
-        return replace(entry, documents=_documents(cast(bytes, raw or b"")))
+        return replace(entry, documents=documents_of(cast(bytes, raw or b"")))
 
 
 def parse_since(value: str) -> int:
@@ -325,84 +259,6 @@ def parse_since(value: str) -> int:
         ) from None
 
 
-def _entry(entry_id: str, row: Sequence[bytes | None]) -> DeadEntry | None:
-    """The entry of a job's fields; None where the job is none of ours, or not dead."""
-    status, queue, error, died, worker, attempts, sub, late, merge, docs, version = (
-        b"" if value is None else value for value in row
-    )
-    parts = queue.decode(errors="replace").split(".")
-    if status != b"failed" or len(parts) != 5 or parts[0] != "vf":
-        return None
-    code, message = _told(error)
-    in_merge = _MERGE.fullmatch(queue.decode()) or _MERGE.fullmatch(merge.decode(errors="replace"))
-    return DeadEntry(
-        id=entry_id,
-        queue=queue.decode(),
-        tenant=parts[1],
-        task=parts[2],
-        uid=in_merge[1] if in_merge else "",
-        submission=(sub or late).decode(errors="replace").removeprefix(_NO_SUBMISSION),
-        code=code,
-        message=message,
-        attempts=_whole(attempts),
-        worker=worker.decode(errors="replace"),
-        died_ms=_whole(died),
-        version=_whole(version),
-        count=_whole(docs),
-        died=died.decode(errors="replace"),
-    )
-
-
-def _told(error: bytes) -> tuple[str, str]:
-    """Code and message of the failure; stock tools say nothing that we can read."""
-    try:
-        wire = codec.loads(error) if error else {}
-    except VecfleetError:
-        wire = {}
-    wire = wire if isinstance(wire, dict) else {}
-    return str(wire.get("code", JobFailed.code)), str(wire.get("message", ""))
-
-
-def _documents(data: bytes) -> tuple[DeadDocument, ...]:
-    """The texts of an embed job, the ids of a deletion; nothing of what is neither."""
-    try:
-        _, (payload,), _ = codec.unpack_call(codec.inflate(data))
-    except (VecfleetError, ValueError):
-        return ()
-    if not isinstance(payload, dict):
-        return ()
-    ids, texts = payload.get("ids"), payload.get("texts")
-    if isinstance(ids, list) and isinstance(texts, list) and len(ids) == len(texts):
-        return tuple(DeadDocument(str(i), str(t)) for i, t in zip(ids, texts, strict=True))
-    gone = payload.get("delete")
-    return tuple(DeadDocument(str(i), None) for i in gone) if isinstance(gone, list) else ()
-
-
-def _edited(data: bytes, text: str, document: str | None) -> tuple[bytes, int]:
-    """The job's data with another text in it, and its estimated tokens."""
-    check_text(text)
-    ids: Any = None
-    try:
-        function, (payload,), _ = codec.unpack_call(codec.inflate(data))
-        ids, texts = payload["ids"], list(payload["texts"])
-    except (VecfleetError, ValueError, TypeError, KeyError):
-        pass
-    if not isinstance(ids, list) or len(ids) != len(texts):
-        raise InvalidInput("this entry holds no texts to replace", field="text")
-    if document is None and len(ids) > 1:
-        raise InvalidInput(
-            f"the entry holds {len(ids)} documents: say with document whose text it is",
-            field="document",
-        )
-    name = ids[0] if document is None else document
-    if name not in ids:
-        raise InvalidInput("the entry holds no document of this id", field="document")
-    texts[ids.index(name)] = text
-    size = sum(len(str(one).encode(errors="replace")) for one in texts)
-    edited = codec.pack_call(function, {**payload, "texts": texts})
-    return edited, limits.estimate_tokens(size, len(texts))
-
-
 def _cursor(place: tuple[float, str]) -> str:
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
 
@@ -418,10 +274,3 @@ def _parse_cursor(cursor: str) -> tuple[float, str] | None:
     except (ValueError, TypeError):
         pass
     raise InvalidInput("cursor is not one that a page came with", field="cursor")
-
-
-def _whole(value: bytes) -> int:
-    try:
-        return int(value or 0)
-    except ValueError:
-        return 0

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import (
     MAX_PAGE,
-    DeadEntry,
     DeadFilter,
     DeadLetter,
     parse_since,

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vecfleet.common.api_keys import Scope
-from vecfleet.common.dead_letter import MAX_PAGE, DeadEntry, DeadFilter, parse_since
+from vecfleet.common.dead_entry import DeadEntry
+from vecfleet.common.dead_letter import MAX_PAGE, DeadFilter, parse_since
 from vecfleet.common.errors import InvalidInput, Unavailable
 from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies

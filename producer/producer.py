@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
 from vecfleet.common.collection import Collection
-from vecfleet.common.dead_letter import DeadEntry, DeadFilter, DeadPage, parse_since
+from vecfleet.common.dead_entry import DeadEntry
+from vecfleet.common.dead_letter import DeadFilter, DeadPage, parse_since
 from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id

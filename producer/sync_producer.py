@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys
 from vecfleet.common.collection import Collection
-from vecfleet.common.dead_letter import DeadEntry, DeadPage
+from vecfleet.common.dead_entry import DeadEntry
+from vecfleet.common.dead_letter import DeadPage
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.queue_client import Admission
