@@ -49,6 +49,7 @@ WARM_UP = 0.4  # of the time, before memory must be flat
 TARGETS = {"refused_p99_ms": 50.0, "query_p99_ratio": 2.0, "rss_growth": 0.05, "redis_growth": 0.05}
 _SAMPLE_S = 1.0
 _START_S = 60.0
+_MOST_SUBMISSIONS = 200
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Soak:
     refused_s: list[float] = field(default_factory=list)
     queries_s: list[float] = field(default_factory=list)
     memory: list[dict[str, int]] = field(default_factory=list)  # bytes, by process
+    submission_bytes: float = 0.0  # that Redis keeps of each accepted request, for a week
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -217,8 +219,17 @@ async def _watch_for(
     while time.monotonic() < ends:
         seen = {name: processes.usage(pid).anon_bytes for name, pid in pids.items()}
         about: dict[str, Any] = cast(Any, await client.redis.info("memory"))
-        soak.memory.append({**seen, "redis": int(about["used_memory"])})
+        accepted = soak.statuses["202"]
+        soak.memory.append({**seen, "redis": int(about["used_memory"]), "accepted": accepted})
         await asyncio.sleep(_SAMPLE_S)
+    sizes: dict[str, int] = {}
+    async for key in client.redis.scan_iter("vf:sub:*", count=1000):
+        submission = key.decode().split(":")[2]
+        size = cast(Any, await client.redis.memory_usage(key))
+        sizes[submission] = sizes.get(submission, 0) + int(size or 0)
+        if len(sizes) > _MOST_SUBMISSIONS:
+            break
+    soak.submission_bytes = statistics.mean(sizes.values())
 
 
 def _p(values: list[float], share: float) -> float:
@@ -234,6 +245,8 @@ def _growth(samples: list[int]) -> float:
 
 
 def _result(calm: Soak, busy: Soak, duration_s: float) -> dict[str, Any]:
+    for sample in busy.memory:  # what is kept on purpose is told apart
+        sample["redis"] -= int(sample.pop("accepted") * busy.submission_bytes)
     names = busy.memory[0].keys()
     growth = {name: round(_growth([s[name] for s in busy.memory]), 4) for name in names}
     measured = {
@@ -256,6 +269,7 @@ def _result(calm: Soak, busy: Soak, duration_s: float) -> dict[str, Any]:
         "query_p99_ms": round(1000 * _p(busy.queries_s, 0.99), 1),
         "unloaded_p99_ms": round(1000 * _p(calm.queries_s, 0.99), 1),
         "growth": growth,
+        "submission_bytes": round(busy.submission_bytes),
         "peak_mib": {name: max(s[name] for s in busy.memory) >> 20 for name in names},
     }
 
