@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +46,28 @@ def has_busy_children(pid: int) -> bool:
         if state in "RD":
             return True
     return False
+
+
+@contextmanager
+def children_stopped(pid: int) -> Iterator[None]:
+    """Hold all descendants of a process still: vLLM's spin for 8% of a core without any work."""
+    stopped = _descendants(pid)
+    for child in stopped:
+        os.kill(child, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for child in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for child in _children(pid):
+        with suppress(ProcessLookupError):
+            found += [child, *_descendants(child)]
+    return found
 
 
 def _cpu(pid: int) -> tuple[float, float]:

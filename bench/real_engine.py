@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from vecfleet.bench import http_client
 from vecfleet.bench.child import Child
 from vecfleet.bench.context import Bench
+from vecfleet.bench.processes import children_stopped
 from vecfleet.bench.rig import Rig
 from vecfleet.bench.stats import median, quantile, rounded
 from vecfleet.bench.targets import Measured
@@ -75,14 +76,14 @@ class Ratios:
         }
         wanted = {key: way for key, way in ways.items() if key in keys}
         for way in wanted.values():  # the first run loads code and opens connections
-            await way()
+            await self._alone(way)
         await self._bare_rate()
         rates: dict[str, list[float]] = {key: [] for key in wanted}
         ratios: dict[str, list[float]] = {key: [] for key in wanted}
         bare = [await self._bare_rate()]
         for _ in range(self._bench.sizes.repetitions):
             for key, way in wanted.items():
-                rates[key].append(await way())
+                rates[key].append(await self._alone(way))
                 bare.append(await self._bare_rate())
                 ratio = rates[key][-1] / math.sqrt(bare[-2] * bare[-1])
                 ratios[key].append(1 / ratio if key == "engine_vs_plain" else ratio)
@@ -99,8 +100,13 @@ class Ratios:
             for key in wanted
         }
 
+    async def _alone(self, way: Callable[[], Awaitable[float]]) -> float:
+        with children_stopped(self._bare.pid):
+            return await way()
+
     async def _bare_rate(self) -> float:
-        return _rate(await self._bare.ask("embed"))
+        with children_stopped(self._rig.worker_pid):
+            return _rate(await self._bare.ask("embed"))
 
     async def _plain_rate(self) -> float:
         assert self._plain is not None

@@ -89,6 +89,11 @@ class Rig:
     ) -> None:
         await self._stack.aclose()
 
+    @property
+    def worker_pid(self) -> int:
+        """The process of the engine."""
+        return self._fleet.pids()["worker"]
+
     def feeder(self, texts: Path) -> Child:
         """A producer's process for this fleet."""
         return Child("feeder", self.folder / "feeder.log", self._fleet.redis_url, str(texts))
