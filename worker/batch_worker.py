@@ -108,7 +108,7 @@ class BatchWorker:
         self._loop = asyncio.get_running_loop()
         self._idle.set()
         registered = list(self._queues())
-        await asyncio.to_thread(self._ledger.register, registered)
+        await asyncio.to_thread(self._ledger.roster.register, registered)
         await asyncio.to_thread(self._heartbeat.beat)
         threads = [
             *(
@@ -404,7 +404,7 @@ class BatchWorker:
 
     def _leave(self, queues: Sequence[keys.QueueName]) -> None:
         try:
-            self._ledger.unregister(queues, self._announce().pools)
+            self._ledger.roster.unregister(queues, self._announce().pools)
         except RedisUnavailable as error:
             log.warning("could not say goodbye: %s", error)
 

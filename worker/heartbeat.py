@@ -86,7 +86,7 @@ class Heartbeat:
                     self._report()
                 if now >= sweep_at:
                     sweep_at = now + _SWEEP_S
-                    self._ledger.sweep(self._queues())
+                    self._ledger.roster.sweep(self._queues())
                 if self.lost_reply.is_set():
                     self._reconcile(over)
             except QueueFull as error:
@@ -137,7 +137,7 @@ class Heartbeat:
 
     def _report(self) -> None:
         counts = self._take_counts()
-        self._ledger.report(
+        self._ledger.roster.report(
             busy=bool(self._jobs()),
             succeeded=counts.succeeded,
             failed=counts.failed,

@@ -7,39 +7,26 @@ runs these scripts against RQ's own handlers, so that a version that moves a key
 
 from __future__ import annotations
 
-import base64
-import logging
-import os
 import secrets
-import socket
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import redis
 
 from vecfleet.common import codec, keys
-from vecfleet.common.errors import JobCancelled, JobFailed, VecfleetError
+from vecfleet.common.errors import JobCancelled, JobFailed
 from vecfleet.common.model import ModelCard
-from vecfleet.common.queue_client import client_scripts
 from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.job import (
-    Answer,
     ClaimedJob,
-    Commit,
-    Failure,
-    HandOn,
-    Refused,
-    Release,
     Settlement,
     decode_claim,
 )
+from vecfleet.worker.roster import Roster, rq_time
+from vecfleet.worker.settle_call import rq_reason, settle_arguments
 from vecfleet.worker.tenant_queues import TenantQueues
-
-log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _RQ_VERSION = "2.12"
@@ -95,6 +82,7 @@ class Ledger:
         self._dead_ttl_s = dead_ttl_s
         self._max_unmerged = (max_merge_bytes, max_unmerged_bytes)
         self._tenants = TenantQueues(client)
+        self.roster = Roster(client, worker, self._tenants)
         self._redis = client
         self._lease_ms = int(lease_s * 1000)
         # Claims are told apart by a prefix of this process, so that claims whose reply was lost
@@ -125,7 +113,7 @@ class Ledger:
         self._claims += 1
         arguments: list[Any] = [
             self.worker,
-            _now(),
+            rq_time(),
             self._lease_ms,
             f"{self._prefix}-{self._claims}-",
             *self._max_unmerged,
@@ -162,14 +150,14 @@ class Ledger:
         """Carry out the outcomes; False for each job that was no longer ours."""
         arguments: list[Any] = [
             self.worker,
-            _now(),
+            rq_time(),
             keys.MAX_REPLIES,
             keys.REPLY_TTL_S,
             self._dead_ttl_s,
             keys.MAX_KEPT_ERRORS,
         ]
         for settlement in settlements:
-            arguments += _settle_arguments(settlement)
+            arguments += settle_arguments(settlement)
         with translated():
             return [done == 1 for done in self._settle(args=arguments)]
 
@@ -189,8 +177,8 @@ class Ledger:
             return 0, 0
         arguments: list[Any] = [
             keys.MAX_ATTEMPTS,
-            _rq_reason(_DIED),
-            _now(),
+            rq_reason(_DIED),
+            rq_time(),
             self._dead_ttl_s,
             keys.REPLY_TTL_S,
             keys.MAX_REPLIES,
@@ -232,7 +220,7 @@ class Ledger:
         ]
         arguments: list[Any] = [
             self.worker,
-            _now(),
+            rq_time(),
             self._lease_ms,
             keys.WORKER_TTL_S,
             keys.MODEL_TTL_S,
@@ -263,153 +251,6 @@ class Ledger:
                         found.append(_bare(job_id, execution, queue))
         return found
 
-    def register(self, queues: Sequence[keys.QueueName]) -> None:
-        """Show this worker to RQ's tools; on a full Redis, only its heartbeat will."""
-        key = f"rq:worker:{self.worker}"
-        now = _now()
-        queues = self._tenants.of(queues)
-        about: dict[str, str | int | float] = {
-            "birth": now,
-            "last_heartbeat": now,
-            "queues": ",".join(map(str, queues)),
-            "pid": os.getpid(),
-            "hostname": socket.gethostname(),
-            "ip_address": "",
-            "version": _RQ_VERSION,
-            "python_version": "",
-            "state": "idle",
-            "successful_job_count": 0,
-            "failed_job_count": 0,
-            "total_working_time": 0.0,
-        }
-        with translated():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.delete(key)
-            pipe.hset(key, mapping=cast(Any, about))
-            pipe.expire(key, keys.WORKER_TTL_S)
-            pipe.sadd("rq:workers", key)
-            for queue in queues:
-                pipe.sadd(f"rq:workers:{queue}", key)
-                pipe.sadd(keys.QUEUES, keys.queue_list(queue))
-            try:
-                pipe.execute()
-            except redis.exceptions.ResponseError as error:
-                log.warning("RQ's tools will not see this worker at once: %s", error)
-
-    def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
-        """Leave RQ's registries and the pools."""
-        key = f"rq:worker:{self.worker}"
-        queues = self._tenants.of(queues)
-        with translated():
-            # No transaction: a full Redis refuses one whatever is in it, but none of these alone.
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.srem("rq:workers", key)
-            for queue in queues:
-                pipe.srem(f"rq:workers:{queue}", key)
-            for pool in pools:
-                pipe.zrem(keys.live(pool), self.worker)
-            pipe.delete(key, keys.worker(self.worker))
-            pipe.execute()
-
-    def sweep(self, queues: Sequence[keys.QueueName]) -> None:
-        """Keep RQ's sets of workers true, and give Redis the clients' scripts.
-
-        Workers that were killed go, and this one shows the queues that came since it registered.
-
-        Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
-        Tenants' queues that nothing is in any more are forgotten.
-        """
-        queues = self._tenants.forget_unused(queues)
-        with translated():
-            names = list(cast(Any, self._redis.smembers("rq:workers")))
-            pipe = self._redis.pipeline(transaction=False)
-            for name in names:
-                pipe.exists(name)
-            dead = [n for n, lives in zip(names, pipe.execute(), strict=True) if not lives]
-            if dead:
-                for key in ("rq:workers", *(f"rq:workers:{queue}" for queue in queues)):
-                    self._redis.srem(key, *dead)
-            for script in client_scripts():
-                self._redis.script_load(script)
-            key = f"rq:worker:{self.worker}"
-            pipe.hset(key, "queues", ",".join(map(str, queues)))
-            for queue in queues:
-                pipe.sadd(f"rq:workers:{queue}", key)
-            pipe.execute()
-
-    def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
-        """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""
-        key = f"rq:worker:{self.worker}"
-        with translated():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(key, "state", "busy" if busy else "idle")
-            pipe.hincrby(key, "successful_job_count", succeeded)
-            pipe.hincrby(key, "failed_job_count", failed)
-            pipe.hincrbyfloat(key, "total_working_time", busy_s)
-            pipe.execute()
-
-
-def _settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
-    job, outcome = settlement.job, settlement.outcome
-    name, reply, target, payload, own_error = "answer", b"", "", b"", b""
-    documents = job.documents
-    refused: Sequence[Refused] = ()
-    errors: list[dict[str, Any]] = []
-    match outcome:
-        case Answer(body) if job.is_stock:
-            name, target = "finish", str(job.result_ttl_s)
-            payload = base64.b64encode(codec.dumps(body))
-        case Answer(body):
-            reply = codec.dumps([job.id, "ok", body])
-        case HandOn():
-            name, target, payload = "hand_on", outcome.queue, outcome.data
-            documents, refused = outcome.documents, outcome.refused
-        case Commit():
-            name, documents, refused = "commit", outcome.documents, outcome.refused
-            reply = codec.dumps([job.id, "ok", outcome.body])
-        case Release():
-            name = "release"
-        case Failure(error):
-            # Whoever waits for an answer gets the error; only what nobody waits for is kept.
-            waits = bool(job.box) and not job.submission
-            name = "answer" if waits else "fail"
-            reply = codec.dumps([job.id, "error", error.to_wire()])
-            payload, own_error = _reason_of(error), codec.dumps(error.to_wire())
-            if job.submission:
-                errors = [{"block": job.block, "documents": documents, **error.to_wire()}]
-    errors += [entry.to_wire() for entry in refused]
-    apart = [
-        [r.place, r.tokens, r.data, _reason_of(r.error), codec.dumps(r.error.to_wire())]
-        for r in refused
-        if r.data
-    ]
-    return (
-        job.id,
-        job.execution,
-        str(job.queue),
-        name,
-        job.box,
-        reply if job.box else b"",
-        target,
-        payload,
-        job.submission,
-        job.block,
-        documents,
-        job.refused + len(refused),
-        codec.dumps(errors) if errors else b"",
-        codec.dumps_for_lua(apart) if apart else b"",
-        own_error,
-    )
-
-
-def _reason_of(error: VecfleetError) -> bytes:
-    return _rq_reason(f"{error.code}: {error.message}")
-
-
-def _rq_reason(reason: str) -> bytes:
-    """A failure's reason as RQ keeps it in its result stream."""
-    return base64.b64encode(zlib.compress(reason.encode()))
-
 
 def _bare(job_id: str, execution: str, queue: keys.QueueName) -> ClaimedJob:
     return ClaimedJob(
@@ -423,8 +264,3 @@ def _bare(job_id: str, execution: str, queue: keys.QueueName) -> ClaimedJob:
         enqueued_us=0,
         attempts=0,
     )
-
-
-def _now() -> str:
-    """The time as RQ writes it; for people only, leases go by Redis TIME."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

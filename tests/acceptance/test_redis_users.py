@@ -359,7 +359,7 @@ def test_each_script_of_a_worker_runs_under_its_user(server: AclRedis, role: str
         jobs = Queue(str(queue), connection=admin, serializer=codec.Serializer)
         job = jobs.enqueue(payloads.EMBED, {"texts": ["a"]})
         ledger = Ledger(client, "w1", lease_s=0.05)
-        ledger.register([queue])
+        ledger.roster.register([queue])
         claimed = ledger.claim([Ask(queue, 10, 10_000)])
         ledger.heartbeat(claimed, Announcement(pools=(queue.pool,)))
         assert ledger.release(claimed) == 1
@@ -369,7 +369,7 @@ def test_each_script_of_a_worker_runs_under_its_user(server: AclRedis, role: str
             if buried:
                 break
         assert jobs.failed_job_registry.get_job_ids() == [job.id]
-        ledger.sweep([queue])
-        ledger.report(busy=False, succeeded=0, failed=1, busy_s=0.0)
-        ledger.unregister([queue], [queue.pool])
+        ledger.roster.sweep([queue])
+        ledger.roster.report(busy=False, succeeded=0, failed=1, busy_s=0.0)
+        ledger.roster.unregister([queue], [queue.pool])
         assert server.denied() == []

@@ -83,7 +83,7 @@ async def test_a_block_goes_all_its_way(client, queues):
     await queues.enqueue(ACME, jobs(3), route)
     fill(client)
     mine = Ledger(client, "w")
-    mine.register([EVERYONE])
+    mine.roster.register([EVERYONE])
     claimed = mine.claim(ask(3))
     assert len(claimed) == 3
     assert mine.heartbeat(claimed, Announcement(pools=(EVERYONE.pool,))) == set()
@@ -120,7 +120,7 @@ async def test_the_dead_are_replaced_and_the_unwanted_cancelled(client, queues):
     assert other.heartbeat([running], Announcement()) == {running.execution}
     assert other.claim(ask(9)) == []
     with pytest.raises(QueueFull):  # RQ's picture can wait
-        other.sweep([EVERYONE])
+        other.roster.sweep([EVERYONE])
     assert client.keys("rq:job:*") == client.keys("vf:sum:*") == client.keys("vf:line:*") == []
 
 

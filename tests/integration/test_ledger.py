@@ -390,7 +390,7 @@ def test_keys_stand_where_rqs_own_handlers_put_them(client):
             queue = keys.QueueName("-", "embed", "x", "bulk")
             client.rename("rq:queue:q", keys.queue_list(queue))
             client.hset(theirs.key, "origin", str(queue))
-            mine.register([queue])
+            mine.roster.register([queue])
             (claimed,) = mine.claim([Ask(queue, 1, 9999)])
             execution = claimed
         names = {theirs.id: "ID", "vf.-.embed.x.bulk": "q"}
@@ -420,7 +420,7 @@ def test_keys_stand_where_rqs_own_handlers_put_them(client):
 async def test_rq_info_tells_the_truth_and_moves_nothing(client, queues):
     await queues.enqueue(QUEUE, [job(n) for n in range(5)])
     mine = ledger(client, lease_s=3600)
-    mine.register([QUEUE])
+    mine.roster.register([QUEUE])
     mine.heartbeat([], Announcement())
     claimed = mine.claim([Ask(QUEUE, 2, 99)])
     for expired in claimed:

@@ -184,14 +184,14 @@ async def test_what_a_stock_queue_pushes_is_found_for_every_tenant(client):
 
 async def test_tenants_that_went_away_are_forgotten(client, queues):
     mine = Ledger(client, "w")
-    mine.register([EVERYONE])
+    mine.roster.register([EVERYONE])
     for tenant in ("gone", "waits", "works"):
         await queues.enqueue(of(tenant), jobs(tenant, 1))
     claimed = mine.claim(ask(9))
     mine.settle([Settlement(job, Answer({})) for job in claimed if job.queue.tenant != "works"])
     await queues.enqueue(of("waits"), jobs("waits", 1, first=5))
     mine.rescue([EVERYONE])
-    mine.sweep([EVERYONE])
+    mine.roster.sweep([EVERYONE])
     names = {name.decode().split(".")[1] for name in client.smembers(keys.QUEUES)}
     assert names == {"-", "waits", "works"}
     assert client.keys("*gone*") == []

@@ -1,0 +1,120 @@
+"""What RQ's tools are shown of a worker: that it is there, its queues, and what it has done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import redis
+
+from vecfleet.common import keys
+from vecfleet.common.queue_client import client_scripts
+from vecfleet.common.redis_client import translated
+from vecfleet.worker.tenant_queues import TenantQueues
+
+log = logging.getLogger(__name__)
+
+_RQ_VERSION = "2.12"
+
+
+class Roster:
+    """One worker in RQ's registries. Thread-safe: it holds nothing but connections."""
+
+    def __init__(self, client: redis.Redis, worker: str, tenants: TenantQueues) -> None:
+        self._redis = client
+        self._tenants = tenants
+        self.worker = worker
+
+    def register(self, queues: Sequence[keys.QueueName]) -> None:
+        """Show this worker to RQ's tools; on a full Redis, only its heartbeat will."""
+        key = f"rq:worker:{self.worker}"
+        now = rq_time()
+        queues = self._tenants.of(queues)
+        about: dict[str, str | int | float] = {
+            "birth": now,
+            "last_heartbeat": now,
+            "queues": ",".join(map(str, queues)),
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "ip_address": "",
+            "version": _RQ_VERSION,
+            "python_version": "",
+            "state": "idle",
+            "successful_job_count": 0,
+            "failed_job_count": 0,
+            "total_working_time": 0.0,
+        }
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.delete(key)
+            pipe.hset(key, mapping=cast(Any, about))
+            pipe.expire(key, keys.WORKER_TTL_S)
+            pipe.sadd("rq:workers", key)
+            for queue in queues:
+                pipe.sadd(f"rq:workers:{queue}", key)
+                pipe.sadd(keys.QUEUES, keys.queue_list(queue))
+            try:
+                pipe.execute()
+            except redis.exceptions.ResponseError as error:
+                log.warning("RQ's tools will not see this worker at once: %s", error)
+
+    def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
+        """Leave RQ's registries and the pools."""
+        key = f"rq:worker:{self.worker}"
+        queues = self._tenants.of(queues)
+        with translated():
+            # No transaction: a full Redis refuses one whatever is in it, but none of these alone.
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.srem("rq:workers", key)
+            for queue in queues:
+                pipe.srem(f"rq:workers:{queue}", key)
+            for pool in pools:
+                pipe.zrem(keys.live(pool), self.worker)
+            pipe.delete(key, keys.worker(self.worker))
+            pipe.execute()
+
+    def sweep(self, queues: Sequence[keys.QueueName]) -> None:
+        """Keep RQ's sets of workers true, and give Redis the clients' scripts.
+
+        Workers that were killed go, and this one shows the queues that came since it registered.
+
+        Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
+        Tenants' queues that nothing is in any more are forgotten.
+        """
+        queues = self._tenants.forget_unused(queues)
+        with translated():
+            names = list(cast(Any, self._redis.smembers("rq:workers")))
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.exists(name)
+            dead = [n for n, lives in zip(names, pipe.execute(), strict=True) if not lives]
+            if dead:
+                for key in ("rq:workers", *(f"rq:workers:{queue}" for queue in queues)):
+                    self._redis.srem(key, *dead)
+            for script in client_scripts():
+                self._redis.script_load(script)
+            key = f"rq:worker:{self.worker}"
+            pipe.hset(key, "queues", ",".join(map(str, queues)))
+            for queue in queues:
+                pipe.sadd(f"rq:workers:{queue}", key)
+            pipe.execute()
+
+    def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
+        """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""
+        key = f"rq:worker:{self.worker}"
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(key, "state", "busy" if busy else "idle")
+            pipe.hincrby(key, "successful_job_count", succeeded)
+            pipe.hincrby(key, "failed_job_count", failed)
+            pipe.hincrbyfloat(key, "total_working_time", busy_s)
+            pipe.execute()
+
+
+def rq_time() -> str:
+    """The time as RQ writes it; for people only, leases go by Redis TIME."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
