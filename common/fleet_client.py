@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import redis.asyncio
 
-from vecfleet.common import codec, keys, limits, payloads
+from vecfleet.common import codec, keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
-from vecfleet.common.errors import (
-    NoWorker,
-    PoisonText,
-    QueueFull,
-    TextsTooLong,
-    VecfleetError,
-)
+from vecfleet.common.errors import NoWorker
 from vecfleet.common.fleet_state import FleetState, read_fleet_state
 from vecfleet.common.model import ModelCard, Task
-from vecfleet.common.names import check_name, new_id
+from vecfleet.common.names import check_name
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
 from vecfleet.common.queue_client import Admission, Admitted, NewJob, QueueClient, Route
 from vecfleet.common.reply_box import ReplyBox
+from vecfleet.common.round_trip import Call, RoundTrips, cost_of, parts_of
 from vecfleet.common.submission import Submissions
 
 DEFAULT_TIMEOUT_S = 30.0
 CATALOG_TIMEOUT_S = 15.0
-_RETRY_AFTER_RANGE_S = (1.0, 60.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    queue: keys.QueueName
-    function: str
-    payload: dict[str, Any]
-    tokens: int
-    first: int = 0  # place of its first text in what was asked
 
 
 class FleetClient:
@@ -63,7 +46,7 @@ class FleetClient:
         self.directory = Directory(client)
         self.dead_letter = DeadLetter(client, admission)
         self.box = ReplyBox(client)
-        self._timeout_s = timeout_s
+        self._trips = RoundTrips(self.queues, self.directory, self.box, timeout_s)
 
     async def __aenter__(self) -> Self:
         await self.box.open()
@@ -135,19 +118,19 @@ class FleetClient:
         if card.vector_length(dimensions) != card.dimension:
             options["dimensions"] = dimensions
         queue = keys.embed_queue(card.space, lane, tenant)
-        each = _cost([before]) if before else 0
+        each = cost_of([before]) if before else 0
         calls = [
-            _Call(
+            Call(
                 queue,
                 payloads.EMBED,
                 {"texts": list(part), **options},
-                _cost(part) + len(part) * each,
+                cost_of(part) + len(part) * each,
                 first,
             )
-            for first, part in _blocks(texts)
+            for first, part in parts_of(texts)
         ]
-        replies = [EmbedReply.from_wire(body) for body in await self._ask(calls, timeout_s)]
-        return replies[0] if len(replies) == 1 else _join(replies)
+        replies = [EmbedReply.from_wire(body) for body in await self._trips.ask(calls, timeout_s)]
+        return replies[0] if len(replies) == 1 else EmbedReply.joined(replies)
 
     async def rerank(
         self,
@@ -166,9 +149,9 @@ class FleetClient:
         payload = {"query": query, "documents": list(documents), "truncate": truncate}
         if instruction:
             payload["instruction"] = instruction
-        tokens = _cost(documents) + len(documents) * _cost([query])
-        call = _Call(keys.rerank_queue(card.space, lane, tenant), payloads.RERANK, payload, tokens)
-        return RerankReply.from_wire((await self._ask([call], timeout_s))[0])
+        tokens = cost_of(documents) + len(documents) * cost_of([query])
+        call = Call(keys.rerank_queue(card.space, lane, tenant), payloads.RERANK, payload, tokens)
+        return RerankReply.from_wire((await self._trips.ask([call], timeout_s))[0])
 
     # Collections
 
@@ -290,7 +273,7 @@ class FleetClient:
         route = self._block_route(collection, submission, answered)
         if blocks and blocks[0].versions and blocks[0].versions[0] is not None:
             route = replace(route, version_uid="")
-        return await self._enqueue(queue, jobs, route)
+        return await self._trips.enqueue(queue, jobs, route)
 
     async def enqueue_delete(
         self,
@@ -314,7 +297,7 @@ class FleetClient:
             len(ids),
         )
         route = replace(self._block_route(collection, submission, answered), merge_queue="")
-        return await self._enqueue(collection.merge_queue, [job], route)
+        return await self._trips.enqueue(collection.merge_queue, [job], route)
 
     async def documents(
         self, collection: Collection, ids: Sequence[str]
@@ -368,7 +351,7 @@ class FleetClient:
         """How full the queues are and which workers live; for metrics and status."""
         return await read_fleet_state(self.redis)
 
-    # The way there and back
+    # The way there
 
     def _block_route(self, collection: Collection, submission: str, answered: bool) -> Route:
         return Route(
@@ -378,65 +361,6 @@ class FleetClient:
             version_uid=collection.uid if collection.spec.versions == "assigned" else "",
         )
 
-    async def _enqueue(
-        self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
-    ) -> Admitted:
-        try:
-            return await self.queues.enqueue(queue, jobs, route)
-        except QueueFull as error:
-            if error.retry_after_s is None:
-                error.retry_after_s = await self._retry_after_s(queue)
-            raise
-
-    async def _retry_after_s(self, queue: keys.QueueName) -> float:
-        waiting = await self.directory.tokens_ahead(queue)
-        rate = await self.directory.tokens_per_s(queue.pool)
-        low, high = _RETRY_AFTER_RANGE_S
-        return min(high, max(low, math.ceil(waiting / rate))) if rate > 0 else low
-
-    async def _ask(self, calls: Sequence[_Call], timeout_s: float | None) -> list[dict[str, Any]]:
-        timeout = self._timeout_s if timeout_s is None else timeout_s
-        jobs = [
-            NewJob(new_id(), codec.pack_call(call.function, call.payload), call.tokens)
-            for call in calls
-        ]
-        futures = [self.box.expect(job.id) for job in jobs]
-        route = Route(box=self.box.name, deadline_ms=int(timeout * 1000))
-        try:
-            await self._enqueue(calls[0].queue, jobs, route)
-            return list(
-                await asyncio.gather(
-                    *(
-                        self._answer(call, job, future, timeout)
-                        for call, job, future in zip(calls, jobs, futures, strict=True)
-                    )
-                )
-            )
-        except (VecfleetError, asyncio.CancelledError):
-            await self._abandon(jobs, futures)
-            raise
-
-    async def _answer(
-        self, call: _Call, job: NewJob, future: asyncio.Future[Any], timeout_s: float
-    ) -> dict[str, Any]:
-        try:
-            body: dict[str, Any] = await self.box.wait(job.id, future, timeout_s)
-            return body
-        except (TextsTooLong, PoisonText) as error:
-            raise error.moved(call.first) from error
-
-    async def _abandon(
-        self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]
-    ) -> None:
-        """Nobody waits any more: free what the jobs hold here and in Redis."""
-        for job, future in zip(jobs, futures, strict=True):
-            self.box.forget(job.id)
-            future.cancel()
-        try:
-            await asyncio.shield(self.queues.cancel(job.id for job in jobs))
-        except VecfleetError:
-            return  # Redis is away; the jobs' deadline drops them
-
     async def _ask_search(
         self,
         collection: Collection,
@@ -444,45 +368,17 @@ class FleetClient:
         payload: dict[str, Any],
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        call = _Call(collection.search_queue, function, {"uid": collection.uid, **payload}, 1)
-        return (await self._ask([call], timeout_s))[0]
+        call = Call(collection.search_queue, function, {"uid": collection.uid, **payload}, 1)
+        return (await self._trips.ask([call], timeout_s))[0]
 
     async def _ask_catalog(self, function: str, payload: dict[str, Any]) -> dict[str, Any]:
-        call = _Call(keys.catalog_queue(tenant=payload["tenant"]), function, payload, 1)
-        return (await self._ask([call], CATALOG_TIMEOUT_S))[0]
+        call = Call(keys.catalog_queue(tenant=payload["tenant"]), function, payload, 1)
+        return (await self._trips.ask([call], CATALOG_TIMEOUT_S))[0]
 
 
 def block_job_id(submission: str, place: int) -> str:
     """The id of the job that carries a submission's block."""
     return f"{submission}-{place}"
-
-
-def _blocks(texts: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
-    """Parts of the texts, each with the place of its first one."""
-    size = limits.BLOCK_DOCUMENTS
-    return [(start, texts[start : start + size]) for start in range(0, len(texts), size)]
-
-
-def _cost(texts: Sequence[str]) -> int:
-    size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-    return limits.estimate_tokens(size, len(texts))
-
-
-def _join(replies: Sequence[EmbedReply]) -> EmbedReply:
-    truncated: list[int] = []
-    before = 0
-    for reply in replies:
-        truncated += [before + place for place in reply.truncated]
-        before += len(reply)
-    return EmbedReply(
-        replies[0].model,
-        replies[0].dimension,
-        b"".join(reply.vectors for reply in replies),
-        tuple(count for reply in replies for count in reply.tokens),
-        tuple(truncated),
-        max(reply.queue_ms for reply in replies),
-        max(reply.inference_ms for reply in replies),
-    )
 
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ A reply travels as ``[job id, "ok", body]`` or ``[job id, "error", {code, messag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,24 @@ class EmbedReply:
             tuple(body["truncated"]),
             body["queue_ms"],
             body["inference_ms"],
+        )
+
+    @classmethod
+    def joined(cls, replies: Sequence[EmbedReply]) -> EmbedReply:
+        """One reply for texts that went in several jobs, in their order."""
+        truncated: list[int] = []
+        before = 0
+        for reply in replies:
+            truncated += [before + place for place in reply.truncated]
+            before += len(reply)
+        return cls(
+            replies[0].model,
+            replies[0].dimension,
+            b"".join(reply.vectors for reply in replies),
+            tuple(count for reply in replies for count in reply.tokens),
+            tuple(truncated),
+            max(reply.queue_ms for reply in replies),
+            max(reply.inference_ms for reply in replies),
         )
 
 

@@ -1,0 +1,117 @@
+"""The way of a call to a worker and back: jobs into a queue, their answers out of the reply box."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vecfleet.common import codec, keys, limits
+from vecfleet.common.directory import Directory
+from vecfleet.common.errors import PoisonText, QueueFull, TextsTooLong, VecfleetError
+from vecfleet.common.names import new_id
+from vecfleet.common.queue_client import Admitted, NewJob, QueueClient, Route
+from vecfleet.common.reply_box import ReplyBox
+
+_RETRY_AFTER_RANGE_S = (1.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One function of a worker, called."""
+
+    queue: keys.QueueName
+    function: str
+    payload: dict[str, Any]
+    tokens: int
+    first: int = 0  # place of its first text in what was asked
+
+
+class RoundTrips:
+    """Calls that wait for their answers."""
+
+    def __init__(
+        self, queues: QueueClient, directory: Directory, box: ReplyBox, timeout_s: float
+    ) -> None:
+        self._queues = queues
+        self._directory = directory
+        self._box = box
+        self._timeout_s = timeout_s
+
+    async def enqueue(
+        self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
+    ) -> Admitted:
+        """Put jobs into a queue; ``QueueFull`` says when there may be room."""
+        try:
+            return await self._queues.enqueue(queue, jobs, route)
+        except QueueFull as error:
+            if error.retry_after_s is None:
+                error.retry_after_s = await self._retry_after_s(queue)
+            raise
+
+    async def _retry_after_s(self, queue: keys.QueueName) -> float:
+        waiting = await self._directory.tokens_ahead(queue)
+        rate = await self._directory.tokens_per_s(queue.pool)
+        low, high = _RETRY_AFTER_RANGE_S
+        return min(high, max(low, math.ceil(waiting / rate))) if rate > 0 else low
+
+    async def ask(self, calls: Sequence[Call], timeout_s: float | None) -> list[dict[str, Any]]:
+        """The answers to calls of one queue; raises ``DeadlineExceeded``, and what one ended with.
+
+        Whatever ends the waiting, the jobs are cancelled.
+        """
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        jobs = [
+            NewJob(new_id(), codec.pack_call(call.function, call.payload), call.tokens)
+            for call in calls
+        ]
+        futures = [self._box.expect(job.id) for job in jobs]
+        route = Route(box=self._box.name, deadline_ms=int(timeout * 1000))
+        try:
+            await self.enqueue(calls[0].queue, jobs, route)
+            return list(
+                await asyncio.gather(
+                    *(
+                        self._answer(call, job, future, timeout)
+                        for call, job, future in zip(calls, jobs, futures, strict=True)
+                    )
+                )
+            )
+        except (VecfleetError, asyncio.CancelledError):
+            await self._abandon(jobs, futures)
+            raise
+
+    async def _answer(
+        self, call: Call, job: NewJob, future: asyncio.Future[Any], timeout_s: float
+    ) -> dict[str, Any]:
+        try:
+            body: dict[str, Any] = await self._box.wait(job.id, future, timeout_s)
+            return body
+        except (TextsTooLong, PoisonText) as error:
+            raise error.moved(call.first) from error
+
+    async def _abandon(
+        self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]
+    ) -> None:
+        """Nobody waits any more: free what the jobs hold here and in Redis."""
+        for job, future in zip(jobs, futures, strict=True):
+            self._box.forget(job.id)
+            future.cancel()
+        try:
+            await asyncio.shield(self._queues.cancel(job.id for job in jobs))
+        except VecfleetError:
+            return  # Redis is away; the jobs' deadline drops them
+
+
+def parts_of(texts: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
+    """Parts of the texts, each with the place of its first one."""
+    size = limits.BLOCK_DOCUMENTS
+    return [(start, texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def cost_of(texts: Sequence[str]) -> int:
+    """Tokens that texts come to, roughly."""
+    size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return limits.estimate_tokens(size, len(texts))
