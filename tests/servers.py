@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +25,7 @@ from vecfleet.fleet.process import dies_with_parent, role_command
 from vecfleet.fleet.redis_server import RedisBinary, inspect_binary
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+RQ = Path(sys.executable).with_name("rq")  # RQ's own command
 DEADLINE_S = 30.0
 _POLL_S = 0.01
 _ENVIRONMENT = {

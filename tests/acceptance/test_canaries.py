@@ -19,7 +19,7 @@ import pytest
 import redis
 from rq import Queue
 from rq.job import Callback
-from servers import Process, wait_until
+from servers import RQ, Process, wait_until
 
 from vecfleet.common import codec, keys, payloads
 from vecfleet.common.redis_client import connect
@@ -225,7 +225,7 @@ def test_pickles_in_what_roles_tell_each_other_are_not_loaded(fleet: Fleet) -> N
         assert fleet.status(method, path, json=body) > 0
     for command in (("status",), ("collections", "list"), ("search", "a", "-c", "evil")):
         fleet.command(*command)
-    subprocess.run(["rq", "info", "--url", fleet.redis_url], capture_output=True, timeout=60)
+    subprocess.run([str(RQ), "info", "--url", fleet.redis_url], capture_output=True, timeout=60)
     assert not fleet.canary.exists()
     client.hdel(keys.collections(), "evil")
     client.delete(keys.model("evil"), "rq:worker:evil", keys.worker("evil"))

@@ -17,7 +17,7 @@ from acl_redis import DEPLOY, AclRedis, users
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue
-from servers import Process, wait_until
+from servers import RQ, Process, wait_until
 
 from vecfleet.common import codec, keys, payloads
 from vecfleet.common.errors import Unavailable
@@ -326,7 +326,7 @@ def test_the_whole_path_with_each_process_under_its_own_user(
         told = vecfleet(*command, environment={**operator, **cwd})
         assert told.returncode == 0, told.stderr
     info = subprocess.run(
-        ["rq", "info", "--url", server.url("operator")],
+        [str(RQ), "info", "--url", server.url("operator")],
         capture_output=True,
         text=True,
         timeout=60,
