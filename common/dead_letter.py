@@ -19,6 +19,7 @@ from typing import Any, cast
 import redis.asyncio
 
 from vecfleet.common import keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.dead_entry import FIELDS, DeadEntry, documents_of, edited, entry_of
 from vecfleet.common.errors import (
     Conflict,
@@ -28,7 +29,6 @@ from vecfleet.common.errors import (
     QueueFull,
     UnknownEntry,
 )
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import read_lua, translated
 
 MAX_PAGE = 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import redis.asyncio
@@ -40,6 +40,9 @@ class ServedModel:
     card: ModelCard
     workers: tuple[str, ...]  # those that live
     last_seen_ms: int
+    tokens_per_s: float = (
+        0.0  # what those that live say they do together; 0 where none was busy yet
+    )
 
 
 class Directory:
@@ -136,11 +139,38 @@ class Directory:
                     pool = f"{card.tasks[0]}.{card.space}"
                     pipe.zrangebyscore(keys.live(pool), now_ms, "+inf")
             alive = iter(await pipe.execute())
-        return [
+        served = [
             ServedModel(card, tuple(worker.decode() for worker in next(alive)), int(seen))
             for card, (_, seen) in zip(cards, rows, strict=True)
             if card is not None
         ]
+        rates = await self._rates(sorted({worker for model in served for worker in model.workers}))
+        return [
+            replace(model, tokens_per_s=sum(rates[worker] for worker in model.workers))
+            for model in served
+        ]
+
+    async def _rates(self, workers: Sequence[str]) -> dict[str, float]:
+        """What these workers say they do, tokens a second."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for worker in workers:
+                pipe.hget(keys.worker(worker), "tokens_per_s")
+            return {
+                worker: float(rate or 0)
+                for worker, rate in zip(workers, await pipe.execute(), strict=True)
+            }
+
+    def known_rate(self, queue: keys.QueueName) -> float:
+        """Tokens a second of a queue's workers when the models were last read; 0 if unknown."""
+        return max(
+            (
+                model.tokens_per_s
+                for model in self._models
+                if model.card.space == queue.target and queue.task in model.card.tasks
+            ),
+            default=0.0,
+        )
 
     async def tokens_ahead(self, queue: keys.QueueName) -> int:
         """Tokens that are served until what waits in a queue now has been.
@@ -159,10 +189,7 @@ class Directory:
         """What the live workers of a pool say they do together."""
         with translated():
             workers = cast(Any, await self._redis.zrange(keys.live(pool), 0, -1))
-            pipe = self._redis.pipeline(transaction=False)
-            for worker in workers:
-                pipe.hget(keys.worker(worker.decode()), "tokens_per_s")
-            return sum(float(rate or 0) for rate in await pipe.execute())
+        return sum((await self._rates([worker.decode() for worker in workers])).values())
 
     async def collection(self, name: str, tenant: str = keys.DEFAULT_TENANT) -> Collection:
         """A collection's record.

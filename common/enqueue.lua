@@ -12,14 +12,14 @@
 --       5 reply box or ''   6 deadline, ms from now, or 0   7 submission or ''
 --       8 merge queue or ''   9 most bytes waiting in the merge queue   10 '1': assign versions
 --       11 most bytes waiting in the queues of all tenants for this work
---       12 most bytes waiting in all merge queues
+--       12 most bytes waiting in all merge queues   13 most tokens that may be served before these jobs, or 0
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
---       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'cancelled' or 'invalid' (tokens and documents are whole
+--       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'late', 'cancelled' or 'invalid' (tokens and documents are whole
 --       numbers below 2^31, block below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
-local FIRST, STRIDE = 13, 5
+local FIRST, STRIDE = 14, 5
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 
@@ -61,6 +61,13 @@ if merge_queue ~= '' then
   end
 end
 
+-- Tokens that are served before what comes now: tenants that have something waiting take turns.
+local function ahead()
+  local everyone = tonumber(redis.call('HGET', sum, 'tokens') or 0)
+  local tenants = redis.call('ZCARD', 'vf:line:' .. line)
+  return math.min(tokens * math.max(1, tenants), math.max(tokens, everyone))
+end
+
 local function is_below(limit, value)
   local number = tonumber(value)
   return number and number >= 0 and number == math.floor(number) and number < limit
@@ -95,6 +102,8 @@ end
 if #fresh > 0 and bytes + fresh_bytes > left_in(sum, max_shared) then
   return {'shared_full', tokens, tonumber(redis.call('HGET', sum, 'bytes'))}
 end
+local max_ahead = tonumber(ARGV[13])
+if #fresh > 0 and max_ahead > 0 and ahead() > max_ahead then return {'late', ahead(), bytes} end
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]

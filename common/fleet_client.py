@@ -11,6 +11,7 @@ from typing import Any, Self
 import redis.asyncio
 
 from vecfleet.common import codec, keys, payloads
+from vecfleet.common.admission import Admission
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.directory import Directory, ServedModel
@@ -20,7 +21,7 @@ from vecfleet.common.fleet_state import FleetState, read_fleet_state
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
-from vecfleet.common.queue_client import Admission, Admitted, NewJob, QueueClient, Route
+from vecfleet.common.queue_client import Admitted, NewJob, QueueClient, Route
 from vecfleet.common.reply_box import ReplyBox
 from vecfleet.common.round_trip import Call, RoundTrips, cost_of, parts_of
 from vecfleet.common.submission import Submissions
@@ -41,12 +42,19 @@ class FleetClient:
     ) -> None:
         """``timeout_s`` bounds every call that waits for an answer."""
         self.redis = client
+        admission = admission or Admission()
         self.queues = QueueClient(client, admission)
         self.submissions = Submissions(client)
         self.directory = Directory(client)
         self.dead_letter = DeadLetter(client, admission)
         self.box = ReplyBox(client)
-        self._trips = RoundTrips(self.queues, self.directory, self.box, timeout_s)
+        self._trips = RoundTrips(
+            self.queues,
+            self.directory,
+            self.box,
+            timeout_s=timeout_s,
+            max_wait_s=admission.max_wait_s,
+        )
 
     async def __aenter__(self) -> Self:
         await self.box.open()

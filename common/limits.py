@@ -11,6 +11,7 @@ MAX_METADATA_BYTES = 16 << 10
 MAX_INPUTS = 2048  # texts of one synchronous request
 MAX_REQUEST_TOKENS = 300_000  # estimated tokens of one synchronous request
 MAX_RERANK_DOCUMENTS = 1000
+WINDOW_TOKENS = 65_536  # interactive ones that a worker takes in without waiting
 MAX_TOP_K = 1000
 MAX_BODY_BYTES = 32 << 20
 

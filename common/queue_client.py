@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any
 import redis.asyncio
 
 from vecfleet.common import keys, limits
+from vecfleet.common.admission import Admission
 from vecfleet.common.errors import InvalidInput, JobCancelled, QueueFull, VecfleetError, from_wire
 from vecfleet.common.redis_client import read_lua, translated
 
@@ -32,26 +34,12 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """How much may wait in one queue, and in the merge queue behind it.
-
-    The limits of all tenants together bound what one may hold by what is left: one alone gets
-    half of it, two a third each, and there is always something left for the next.
-    """
-
-    max_tokens: int = 4_000_000
-    max_bytes: int = 256 << 20
-    max_merge_bytes: int = 512 << 20
-    max_shared_bytes: int = 1 << 30  # in the queues of all tenants for a model and a lane
-    max_unmerged_bytes: int = 2 << 30  # in all merge queues
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """Where the answer of a job goes, and what its block belongs to."""
 
     box: str = ""  # the reply box of a client that waits
     deadline_ms: int = 0  # dropped when not claimed within this time; 0 waits for ever
+    max_ahead: int = 0  # tokens that may be served before it; 0 for any number
     submission: str = ""
     merge_queue: str = ""
     version_uid: str = ""  # the collection whose enqueue assigns versions; "" where none is
@@ -71,6 +59,11 @@ class _Waiting:
     jobs: Sequence[NewJob]
     told: asyncio.Future[Admitted]
 
+    @property
+    def tokens(self) -> int:
+        """What its jobs cost together."""
+        return sum(job.tokens for job in self.jobs)
+
     def admit(self, admitted: Admitted, at: int) -> None:
         """Pass on this call's part of what was admitted."""
         if not self.told.done():
@@ -82,6 +75,23 @@ class _Waiting:
         if not self.told.done():
             own = from_wire(error.to_wire()) if isinstance(error, VecfleetError) else error
             self.told.set_exception(own)
+
+
+def _first_of(gathered: Sequence[_Waiting], route: Route) -> list[_Waiting]:
+    """Those that go together next.
+
+    Of what waits before a call only others are counted, not those that come in with it: so where
+    that is limited, few may.
+    """
+    most = route.max_ahead // 4 or math.inf
+    together = [gathered[0]]
+    tokens = gathered[0].tokens
+    for waiting in gathered[1:_MOST_TOGETHER]:
+        tokens += waiting.tokens
+        if tokens > most:
+            break
+        together.append(waiting)
+    return together
 
 
 def client_scripts() -> list[str]:
@@ -136,8 +146,8 @@ class QueueClient:
     async def _send_gathered(self, queue: keys.QueueName, route: Route) -> None:
         gathered = self._gathering[str(queue), route]
         while gathered:
-            together = gathered[:_MOST_TOGETHER]
-            del gathered[:_MOST_TOGETHER]
+            together = _first_of(gathered, route)
+            del gathered[: len(together)]
             await self._enqueue_together(queue, together, route)
         del self._gathering[str(queue), route]
 
@@ -181,6 +191,7 @@ class QueueClient:
             "1" if route.version_uid else "",
             self._admission.max_shared_bytes,
             self._admission.max_unmerged_bytes,
+            route.max_ahead,
         ]
         for job in jobs:
             arguments += (job.id, job.block, job.tokens, job.documents, job.data)
@@ -198,10 +209,12 @@ class QueueClient:
         ]
         with translated():
             verdict, tokens, size, *numbers = await self._enqueue(keys=names, args=arguments)
-        self._check(verdict, tokens, size, queue)
+        self._check(verdict, tokens, size, queue, route)
         return Admitted(tuple(numbers))
 
-    def _check(self, verdict: bytes, tokens: int, size: int, queue: keys.QueueName) -> None:
+    def _check(
+        self, verdict: bytes, tokens: int, size: int, queue: keys.QueueName, route: Route
+    ) -> None:
         if verdict == b"full":
             raise QueueFull(
                 f"the {queue.lane} queue of this model holds {tokens} tokens in {size} bytes; "
@@ -215,6 +228,11 @@ class QueueClient:
         if verdict == b"merge_full":
             raise QueueFull(
                 f"{size} bytes of vectors wait to be merged into this collection; try again later"
+            )
+        if verdict == b"late":
+            raise QueueFull(
+                f"{tokens} tokens wait before this call, more than the {route.max_ahead} that this "
+                "model's workers do in the time that a call may wait; try again later"
             )
         if verdict == b"invalid":
             raise InvalidInput(

@@ -33,12 +33,22 @@ class RoundTrips:
     """Calls that wait for their answers."""
 
     def __init__(
-        self, queues: QueueClient, directory: Directory, box: ReplyBox, timeout_s: float
+        self,
+        queues: QueueClient,
+        directory: Directory,
+        box: ReplyBox,
+        *,
+        timeout_s: float,
+        max_wait_s: float,
     ) -> None:
+        """``timeout_s`` ends a call's waiting; ``max_wait_s`` is how long one may have to wait for
+        those before it in the interactive lane, as far as is known.
+        """
         self._queues = queues
         self._directory = directory
         self._box = box
         self._timeout_s = timeout_s
+        self._max_wait_s = max_wait_s
 
     async def enqueue(
         self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
@@ -57,6 +67,16 @@ class RoundTrips:
         low, high = _RETRY_AFTER_RANGE_S
         return min(high, max(low, math.ceil(waiting / rate))) if rate > 0 else low
 
+    def _max_ahead(self, queue: keys.QueueName, timeout_s: float) -> int:
+        """Tokens that a call may wait for: past that it is told at once to come again.
+
+        A worker's rate is told of its busy time, also where single queries leave it half empty. So
+        what one takes in without a wait is never too much.
+        """
+        rate = self._directory.known_rate(queue)
+        wait_s = min(timeout_s, self._max_wait_s) if queue.lane == "interactive" else timeout_s
+        return max(limits.WINDOW_TOKENS, int(rate * wait_s)) if rate > 0 else 0
+
     async def ask(self, calls: Sequence[Call], timeout_s: float | None) -> list[dict[str, Any]]:
         """The answers to calls of one queue; raises ``DeadlineExceeded``, and what one ended with.
 
@@ -68,9 +88,14 @@ class RoundTrips:
             for call in calls
         ]
         futures = [self._box.expect(job.id) for job in jobs]
-        route = Route(box=self._box.name, deadline_ms=int(timeout * 1000))
+        queue = calls[0].queue
+        route = Route(
+            box=self._box.name,
+            deadline_ms=int(timeout * 1000),
+            max_ahead=self._max_ahead(queue, timeout),
+        )
         try:
-            await self.enqueue(calls[0].queue, jobs, route)
+            await self.enqueue(queue, jobs, route)
             return list(
                 await asyncio.gather(
                     *(

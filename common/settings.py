@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vecfleet.common import limits
+from vecfleet.common.admission import Admission
 from vecfleet.common.engine_names import DtypeName, EngineName, PresetName, Quantization
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.keys import DEAD_TTL_S
@@ -90,6 +91,7 @@ class Settings(BaseModel):
     max_merge_bytes: Count = 512 << 20
     max_shared_bytes: Count = 1 << 30
     max_unmerged_bytes: Count = 2 << 30
+    max_wait_s: float = Field(10.0, gt=0)
     dead_ttl_s: Annotated[int, Field(ge=60)] = DEAD_TTL_S
     max_body_bytes: Count = limits.MAX_BODY_BYTES
     timeout_s: float = Field(30.0, gt=0)
@@ -132,6 +134,17 @@ class Settings(BaseModel):
         """
         ours = {**settings, "log_level": self.log_level}
         return {**os.environ, **{PREFIX + name.upper(): value for name, value in ours.items()}}
+
+    def admission(self) -> Admission:
+        """How much this process lets wait."""
+        return Admission(
+            max_tokens=self.max_queue_tokens,
+            max_bytes=self.max_queue_bytes,
+            max_merge_bytes=self.max_merge_bytes,
+            max_shared_bytes=self.max_shared_bytes,
+            max_unmerged_bytes=self.max_unmerged_bytes,
+            max_wait_s=self.max_wait_s,
+        )
 
     def find_redis_url(self) -> str:
         """The Redis to use: the one that is set, else that of the fleet that runs in ``data``.

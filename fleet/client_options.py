@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings
 from vecfleet.producer.producer import AsyncProducer
 
@@ -31,13 +30,7 @@ def connected(settings: Settings, redis_url: str | None) -> AsyncProducer:
     chosen = Settings.checked({**settings.model_dump(), **changes})
     return AsyncProducer(
         chosen.find_redis_url(),
-        admission=Admission(
-            chosen.max_queue_tokens,
-            chosen.max_queue_bytes,
-            chosen.max_merge_bytes,
-            chosen.max_shared_bytes,
-            chosen.max_unmerged_bytes,
-        ),
+        admission=chosen.admission(),
         timeout_s=chosen.timeout_s,
         journal_dir=chosen.data / JOURNALS,
     )

@@ -16,7 +16,6 @@ import click
 
 from vecfleet.common.api_keys import read_keys
 from vecfleet.common.errors import ConfigError
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.settings import Settings, redact_url, set_process_env
 from vecfleet.fleet.engine_options import engine_options, engine_settings, options
 from vecfleet.fleet.machine import claimed_gpu
@@ -169,13 +168,7 @@ def gateway(
             collection=collection,
             timeout_s=chosen.timeout_s,
             max_body_bytes=chosen.max_body_bytes,
-            admission=Admission(
-                chosen.max_queue_tokens,
-                chosen.max_queue_bytes,
-                chosen.max_merge_bytes,
-                chosen.max_shared_bytes,
-                chosen.max_unmerged_bytes,
-            ),
+            admission=chosen.admission(),
         )
 
     return _run(_Role("vecfleet.gateway.main", "GatewayConfig", "run_gateway"), config, url, check)

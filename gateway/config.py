@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vecfleet.common import limits
+from vecfleet.common.admission import Admission
 from vecfleet.common.errors import ConfigError
-from vecfleet.common.queue_client import Admission
 
 
 @dataclass(frozen=True, slots=True)

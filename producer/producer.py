@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
+from vecfleet.common.admission import Admission
 from vecfleet.common.collection import Collection
 from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import DeadFilter, DeadPage, parse_since
@@ -20,7 +21,6 @@ from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
 from vecfleet.common.submission import id_of_name
 from vecfleet.common.vectors import as_numbers, parse_vector

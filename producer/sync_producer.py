@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.collection import Collection
 from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import DeadPage
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
-from vecfleet.common.queue_client import Admission
 from vecfleet.producer.found import FleetStatus, Found
 from vecfleet.producer.items import Rejected
 from vecfleet.producer.options import SubmitOptions

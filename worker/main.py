@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vecfleet.common import keys, payloads
 from vecfleet.common.errors import StaleWriter, VecfleetError
+from vecfleet.common.limits import WINDOW_TOKENS
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.embed_handler import EmbedHandler
@@ -42,7 +43,6 @@ _PUBLISH_S = 10.0
 _SWEEP_S = 10.0
 _LEASE_RENEW_S = 2.0
 _MERGE_JOBS = 256
-_INTERACTIVE_TOKENS = 65_536
 _BULK_TOKENS = 131_072  # about four blocks of passages: the next ones are there when one is done
 _NO_LIMIT = 1 << 40
 
@@ -157,7 +157,7 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
 
 def _engine_windows() -> dict[keys.Lane, Window]:
     return {
-        "interactive": Window(max_tokens=_INTERACTIVE_TOKENS, max_jobs=512),
+        "interactive": Window(max_tokens=WINDOW_TOKENS, max_jobs=512),
         "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
     }
 

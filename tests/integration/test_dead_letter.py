@@ -8,6 +8,7 @@ import pytest
 from rq.registry import FailedJobRegistry
 
 from vecfleet.common import codec, keys, payloads
+from vecfleet.common.admission import Admission
 from vecfleet.common.codec import Serializer
 from vecfleet.common.dead_letter import DeadFilter, DeadLetter, parse_since
 from vecfleet.common.errors import (
@@ -21,7 +22,7 @@ from vecfleet.common.errors import (
     TextTooLong,
     UnknownEntry,
 )
-from vecfleet.common.queue_client import Admission, NewJob, QueueClient, Route
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async, read_lua
 from vecfleet.common.submission import Submissions
 from vecfleet.worker import ledger as ledger_module

@@ -6,9 +6,10 @@ import pytest
 from servers import eventually
 
 from vecfleet.common import codec, keys, payloads
+from vecfleet.common.admission import Admission
 from vecfleet.common.errors import InvalidInput, QueueFull, RedisUnavailable
 from vecfleet.common.limits import MAX_BLOCKS
-from vecfleet.common.queue_client import Admission, NewJob, QueueClient, Route
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect_async
 
 QUEUE = keys.embed_queue("0123456789abcdef", "interactive")

@@ -16,8 +16,8 @@ from gateway_responder import CARD, Responder, vector
 from servers import eventually
 
 from vecfleet.common import codec, keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.collection import Collection, CollectionSpec
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
 from vecfleet.gateway.main import serve

@@ -214,7 +214,7 @@ async def test_cancelling_a_running_job_fences_it_off(client, queues):
 
 
 async def test_past_the_limits_nothing_is_enqueued(client):
-    from vecfleet.common.queue_client import Admission
+    from vecfleet.common.admission import Admission
 
     async with connect_async(client.url) as connection:
         small = QueueClient(connection, Admission(max_tokens=25, max_merge_bytes=10))

@@ -10,6 +10,7 @@ from producer_backend import Backend
 from servers import eventually
 
 from vecfleet.common import keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.errors import (
     Conflict,
     InvalidInput,
@@ -18,7 +19,6 @@ from vecfleet.common.errors import (
     RedisUnavailable,
     UnknownCollection,
 )
-from vecfleet.common.queue_client import Admission
 from vecfleet.common.redis_client import connect_async
 from vecfleet.producer import (
     AsyncProducer,

@@ -11,9 +11,10 @@ from rq import Queue
 from servers import eventually, wait_until
 
 from vecfleet.common import codec, keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import QueueFull
-from vecfleet.common.queue_client import Admission, NewJob, QueueClient, Route
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.handlers import One

@@ -1,0 +1,21 @@
+"""How much may wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How much may wait in one queue, in the merge queue behind it, and for how long.
+
+    The limits of all tenants together bound what one may hold by what is left: one alone gets
+    half of it, two a third each, and there is always something left for the next.
+    """
+
+    max_tokens: int = 4_000_000
+    max_bytes: int = 256 << 20
+    max_merge_bytes: int = 512 << 20
+    max_shared_bytes: int = 1 << 30  # in the queues of all tenants for a model and a lane
+    max_unmerged_bytes: int = 2 << 30  # in all merge queues
+    max_wait_s: float = 10.0  # of an interactive call, by what the workers say they do
