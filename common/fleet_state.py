@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +25,19 @@ class QueueLoad:
     bytes: int
     in_flight: int
     dead: int
+    parked: int = 0  # of a merge queue: jobs that wait until it has room, counted in no other queue
+    parked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LineLoad:
+    """What waits in the queues of all tenants for the same work, parked jobs too."""
+
+    line: str  # {task}.{target}.{lane}, or merge: the merge queues of all collections
+    jobs: int
+    tokens: int
+    bytes: int
+    tenants: int  # that have something waiting; 0 for merge, where no turns are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,8 @@ class FleetState:
 
     queues: tuple[QueueLoad, ...]
     workers: tuple[LiveWorker, ...]
+    lines: tuple[LineLoad, ...] = ()  # of the queues that are shown
+    queues_left_out: int = 0
 
 
 async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
@@ -62,24 +78,46 @@ async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
         workers = await _members(client, "rq:workers", "rq:worker:", MAX_WORKERS)
         names = [name.removeprefix("rq:queue:") for name in queues]
         people = [name.removeprefix("rq:worker:") for name in workers]
+        lines = sorted({_line(name) for name in names})
         pipe = client.pipeline(transaction=False)
+        pipe.scard(keys.QUEUES)
         for name in names:
-            pipe.hmget(keys.load(name), "jobs", "tokens", "bytes")
+            pipe.hmget(keys.load(name), "jobs", "tokens", "bytes", "parked_jobs", "parked_bytes")
             pipe.zcard(keys.lease(name))
             pipe.zcard(f"rq:failed:{name}")
+        for name in lines:
+            pipe.hmget(f"vf:sum:{name}", "jobs", "tokens", "bytes")
+            pipe.zcard(f"vf:line:{name}")
         for name in people:
             pipe.hgetall(keys.worker(name))
         answers = iter(await pipe.execute())
-    loads = []
-    for name in names:
-        jobs, tokens, size = (int(value or 0) for value in next(answers))
-        loads.append(QueueLoad(name, jobs, tokens, size, next(answers), next(answers)))
+    in_all = int(next(answers))
+    loads = [_queue(name, next(answers), next(answers), next(answers)) for name in names]
+    sums = []
+    for name in lines:
+        jobs, tokens, size = _numbers(next(answers))
+        sums.append(LineLoad(name, jobs, tokens, size, next(answers)))
     live = []
     for name in people:
         raw: dict[bytes, bytes] = next(answers)
         if raw:
             live.append(LiveWorker(name, {k.decode(): _text(v) for k, v in raw.items()}))
-    return FleetState(tuple(loads), tuple(live))
+    left_out = max(0, in_all - len(names)) if len(names) == MAX_QUEUES else 0
+    return FleetState(tuple(loads), tuple(live), tuple(sums), left_out)
+
+
+def _line(queue: str) -> str:
+    line = queue.split(".", 2)[-1]
+    return "merge" if line.startswith("merge.") else line
+
+
+def _queue(name: str, load: Sequence[bytes | None], in_flight: int, dead: int) -> QueueLoad:
+    jobs, tokens, size, parked, parked_bytes = _numbers(load)
+    return QueueLoad(name, jobs, tokens, size, in_flight, dead, parked, parked_bytes)
+
+
+def _numbers(values: Sequence[bytes | None]) -> list[int]:
+    return [int(value or 0) for value in values]
 
 
 async def _members(client: redis.asyncio.Redis, key: str, prefix: str, most: int) -> list[str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vecfleet.common.collection import Collection, IndexPolicy, VersionMode
+from vecfleet.common.fleet_state import LineLoad, QueueLoad
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.client_options import json_option, print_json, redis_option, run_with
 from vecfleet.producer.found import CollectionStatus, FleetStatus
@@ -54,12 +55,20 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
     _show(
         console,
         "Queues",
-        ("queue", "jobs", "tokens", "MiB", "running", "dead"),
+        ("queue", "jobs", "tokens", "MiB", "running", "dead", "parked"),
         [
-            (q.queue, q.jobs, f"{q.tokens:,}", f"{q.bytes / 2**20:.1f}", q.in_flight, q.dead)
+            (*_load(q), q.in_flight, q.dead, q.parked)
             for q in found.state.queues
-            if q.jobs or q.in_flight or q.dead
+            if q.jobs or q.in_flight or q.dead or q.parked
         ],
+    )
+    if found.state.queues_left_out:
+        console.print(f"and {found.state.queues_left_out} queues more")
+    _show(
+        console,
+        "All tenants",
+        ("line", "jobs", "tokens", "MiB", "tenants"),
+        [(*_load(line), line.tenants or "") for line in found.state.lines if line.jobs],
     )
     _show(console, "Collections", _COLLECTION_COLUMNS, [_row(c) for c in found.collections])
     _show(
@@ -155,6 +164,11 @@ def delete(settings: Settings, name: str, redis_url: str | None, yes: bool) -> i
     return 0
 
 
+def _load(of: QueueLoad | LineLoad) -> tuple[object, ...]:
+    name = of.queue if isinstance(of, QueueLoad) else of.line
+    return name, of.jobs, f"{of.tokens:,}", f"{of.bytes / 2**20:.1f}"
+
+
 _COLLECTION_COLUMNS = ("collection", "model", "documents", "segments", "MiB")
 
 
@@ -194,6 +208,8 @@ def _wire(found: FleetStatus) -> dict[str, Any]:
         ],
         "workers": [{"name": w.name, **w.fields} for w in found.state.workers],
         "queues": [asdict(queue) for queue in found.state.queues],
+        "queues_left_out": found.state.queues_left_out,
+        "lines": [asdict(line) for line in found.state.lines],
         "collections": [_collection_wire(entry) for entry in found.collections],
         "submissions": [asdict(submission) for submission in found.submissions],
     }

@@ -128,11 +128,26 @@ class _FleetCollector(Collector):
             ("bytes", "Bytes waiting"),
             ("in_flight", "Jobs claimed by workers"),
             ("dead", "Jobs in the dead letter"),
+            ("parked", "Jobs that wait until this merge queue has room"),
+            ("parked_bytes", "Bytes of the jobs that wait until this merge queue has room"),
         ):
             gauge = GaugeMetricFamily(f"vecfleet_queue_{name}", help_text, labels=("queue",))
             for load in self._state.queues:
                 gauge.add_metric((load.queue,), getattr(load, name))
             yield gauge
+        for name, help_text in (
+            ("jobs", "Jobs waiting, all tenants"),
+            ("tokens", "Tokens waiting, all tenants, as estimated"),
+            ("bytes", "Bytes waiting, all tenants"),
+            ("tenants", "Tenants with something waiting"),
+        ):
+            gauge = GaugeMetricFamily(f"vecfleet_line_{name}", help_text, labels=("line",))
+            for line in self._state.lines:
+                gauge.add_metric((line.line,), getattr(line, name))
+            yield gauge
+        left_out = GaugeMetricFamily("vecfleet_queues_left_out", "Queues that are not shown")
+        left_out.add_metric((), self._state.queues_left_out)
+        yield left_out
         workers = GaugeMetricFamily("vecfleet_model_workers", "Live workers", labels=("model",))
         rates = GaugeMetricFamily(
             "vecfleet_model_tokens_per_second", "What live workers say they do", labels=("model",)

@@ -24,7 +24,7 @@ from vecfleet.common.errors import (
     UnknownModel,
     UnknownSubmission,
 )
-from vecfleet.common.fleet_state import FleetState, LiveWorker, QueueLoad
+from vecfleet.common.fleet_state import FleetState, LineLoad, LiveWorker, QueueLoad
 from vecfleet.common.keys import DEFAULT_TENANT
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
@@ -257,8 +257,9 @@ class FakeFleet:
 
     async def state(self) -> FleetState:
         return FleetState(
-            (QueueLoad("vf.-.embed.0123456789abcdef.bulk", 3, 700, 2048, 2, 1),),
+            (QueueLoad("vf.-.embed.0123456789abcdef.bulk", 3, 700, 2048, 2, 1, 4, 5000),),
             (LiveWorker("w1", {"tokens_per_s": "1234.5", "device": "cuda:0"}),),
+            (LineLoad("embed.0123456789abcdef.bulk", 9, 900, 4096, 2),),
         )
 
     def _rows(self) -> list[StoredDocument]:

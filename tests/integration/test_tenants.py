@@ -14,6 +14,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.admission import Admission
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import QueueFull
+from vecfleet.common.fleet_state import read_fleet_state
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.worker.batch_worker import BatchWorker
@@ -280,6 +281,36 @@ async def test_blocks_of_a_full_collection_stand_in_nobodys_way(client, queues):
         with pytest.raises(QueueFull, match="merged"):
             await small.enqueue(of("-"), jobs("more", 1), stuck)
         await small.enqueue(of("-"), jobs("more", 1), other)
+
+
+async def test_what_is_parked_and_what_all_tenants_wait_for_can_be_seen(client, queues):
+    mine = Ledger(client, "w", max_merge_bytes=2500)
+    await fill_merge_queue(client, queues, mine, "stuck", 3)
+    stuck = Route(merge_queue=str(merge_of("stuck")))
+    await queues.enqueue(of("-"), jobs("-", 2, size=1000), stuck)
+    assert mine.claim(ask(9)) == []
+    await queues.enqueue(of("a"), jobs("a", 3))
+    async with connect_async(client.url) as connection:
+        state = await read_fleet_state(connection)
+    merge = next(queue for queue in state.queues if queue.queue == str(merge_of("stuck")))
+    assert (merge.jobs, merge.parked) == (3, 2)
+    assert merge.bytes == 3000
+    assert 2000 < merge.parked_bytes < 3000
+    lines = {line.line: line for line in state.lines}
+    shared = lines[EVERYONE.line]
+    assert (shared.jobs, shared.tokens, shared.tenants) == (5, 50, 1)
+    assert (lines["merge"].jobs, lines["merge"].tenants) == (3, 0)
+    assert state.queues_left_out == 0
+
+
+async def test_what_is_not_shown_is_counted(client, monkeypatch):
+    monkeypatch.setattr("vecfleet.common.fleet_state.MAX_QUEUES", 2)
+    for name in ("a", "b", "c"):
+        client.sadd(keys.QUEUES, keys.queue_list(of(name)))
+    async with connect_async(client.url) as connection:
+        state = await read_fleet_state(connection)
+    assert len(state.queues) == 2
+    assert state.queues_left_out == 1
 
 
 async def test_all_that_was_parked_drains_when_the_aggregator_comes_back(client, queues):
