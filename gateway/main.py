@@ -17,6 +17,7 @@ from vecfleet.common.errors import ConfigError, RedisUnavailable, Unavailable, V
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.app import create_app
+from vecfleet.gateway.certificate import follow_certificate
 from vecfleet.gateway.config import GatewayConfig, is_loopback
 from vecfleet.gateway.protocol import protocol_class
 
@@ -81,13 +82,17 @@ async def serve(
     if config.keys_file is None and not is_loopback(config.host):
         log.warning("no API keys are asked for (--no-keys): whoever reaches this may do everything")
     server = _Server(settings)
-    stopper = asyncio.create_task(_stop(server, stop)) if stop is not None else None
+    beside = [asyncio.create_task(_stop(server, stop))] if stop is not None else []
+    if settings.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
+        following = follow_certificate(settings.ssl, config.tls_cert, config.tls_key)
+        beside.append(asyncio.create_task(following))
     try:
         await server.serve(sockets=[listener])
     except SystemExit as error:  # uvicorn's way to say that the lifespan failed
         raise Unavailable("the gateway could not start; the lines above say why") from error
-    if stopper is not None:
-        stopper.cancel()
+    finally:
+        for task in beside:
+            task.cancel()
     log.info("gateway has stopped")
 
 

@@ -223,6 +223,41 @@ def test_the_gateway_speaks_no_http_where_it_speaks_https(
     assert gateway.stop() == 0
 
 
+def test_a_renewed_certificate_is_taken_up_without_a_restart(
+    tmp_path: Path, authority: Authority, redis_url: str, run_role: RunRole
+) -> None:
+    first, second = authority.issue("first", LOCAL), authority.issue("second", LOCAL)
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(first.cert, cert)
+    shutil.copy(first.key, key)
+    port = free_port()
+    gateway = run_role(
+        "gateway", "--port", str(port), "--tls-cert", str(cert), "--tls-key", str(key),
+        env={"VECFLEET_REDIS_URL": redis_url},
+    )  # fmt: skip
+    gateway.wait_for_line("listens on https://")
+    context = ssl.create_default_context(cafile=str(authority.cert))
+
+    def shown() -> bytes:
+        with (
+            socket.create_connection(("localhost", port)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):
+            return wrapped.getpeercert(binary_form=True) or b""
+
+    def der(of: Certificate) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(of.cert.read_text())
+
+    assert shown() == der(first)
+    shutil.copy(second.cert, cert)  # its key is still the old one's
+    gateway.wait_for_line("the TLS certificate stays as it was")
+    assert shown() == der(first)
+    shutil.copy(second.key, key)
+    gateway.wait_for_line("the TLS certificate was read again")
+    assert shown() == der(second)
+    assert gateway.stop() == 0
+
+
 def test_a_certificate_that_cannot_be_used_stops_the_start(
     tmp_path: Path, redis_url: str, server_certificate: Certificate, client_certificate: Certificate
 ) -> None:

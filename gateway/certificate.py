@@ -1,0 +1,50 @@
+"""The TLS certificate of a gateway: read again when its files have changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+
+
+async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Keep ``context`` at what the files hold, for new connections; runs until it is cancelled.
+
+    Files that cannot be used, such as a certificate whose key is not written yet, change nothing.
+    """
+    stamp = _stamp(cert, key)
+    fault = ""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        seen = _stamp(cert, key)
+        if seen == stamp:
+            continue
+        try:
+            # Apart at first: a context that fails half-way would be left with a pair that fits not.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+            context.load_cert_chain(cert, key)
+        except OSError as error:  # ssl.SSLError is one
+            if str(error) != fault:
+                log.error("the TLS certificate stays as it was: %s", error)
+            fault = str(error)  # it is tried again at each look until it is good
+            continue
+        stamp, fault = seen, ""
+        log.info("the TLS certificate was read again")
+
+
+def _stamp(*paths: Path) -> list[tuple[int, int, int] | None]:
+    """What changes with the files; None for one that cannot be looked at."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((about.st_ino, about.st_size, about.st_mtime_ns))
+    return found
