@@ -217,19 +217,44 @@ def _link(operation: str, parameters: dict[str, str], **more: Any) -> Schema:
 
 _SUBMISSION = {"submission": "$response.body#/submission_id"}
 _OF = {"collection": "$response.body#/name"}
+_FIRST = {"collection": "$response.body#/collections/0/name"}
 _INTO = {"collection": "$response.body#/collection"}
+_SENT = {"collection": "$request.path.collection", "document": "$request.body#/documents/0/id"}
+_HIT = {"collection": "$request.path.collection", "document": "$response.body#/results/0/id"}
+_ENTRY = {"entry": "$response.body#/entries/0/id"}
+LINKS_OF_COLLECTIONS = {
+    "look": _link("get_one_collections", _FIRST),
+    "fill": _link("post_collections_documents", _FIRST),
+    "search": _link("post_collections_search", _FIRST),
+    "delete": _link("delete_one_collections", _FIRST),
+    "again": _link("put_one_collections", _FIRST),
+}
 LINKS_OF_COLLECTION = {
     "fill": _link("post_collections_documents", _OF),
     "look": _link("get_one_collections", _OF),
     "search": _link("post_collections_search", _OF),
     "delete": _link("delete_one_collections", _OF),
 }
+LINKS_OF_DELETED_COLLECTION = {"again": _link("put_one_collections", _OF)}
 LINKS_OF_INGEST = {
     "follow": _link("get_one_submissions", _SUBMISSION),
     "cancel": _link("post_submissions_cancel", _SUBMISSION),
+    "forget": _link("delete_one_submissions", _SUBMISSION),
+    "read": _link("get_one_collections_documents", _SENT),
     "search": _link("post_collections_search", _INTO),
     "drop": _link("delete_one_collections", _INTO),
 }
+LINKS_OF_DELETED_DOCUMENT = {"follow": _link("get_one_submissions", _SUBMISSION)}
+LINKS_OF_SEARCH = {
+    "read": _link("get_one_collections_documents", _HIT),
+    "delete": _link("delete_one_collections_documents", _HIT),
+}
+LINKS_OF_DEAD_PAGE = {
+    "read": _link("get_one_dead", _ENTRY),
+    "retry": _link("post_dead_retry", _ENTRY),
+    "drop": _link("delete_one_dead", _ENTRY),
+}
+LINKS_OF_MODELS = {"look": _link("get_one_v1_models", {"model": "$response.body#/data/0/id"})}
 _ALWAYS = (400, 401, 403, 404, 429, 500, 503, 504)
 _WITH_BODY = (408, 409, 413, 422)
 _TEI_PATHS = {"/embed": (422, 424), "/rerank": (422, 424)}

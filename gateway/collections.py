@@ -40,6 +40,7 @@ class Collections:
             says="All collections",
             scopes=readers,
             answer=answers.COLLECTIONS,
+            links=answers.LINKS_OF_COLLECTIONS,
         )
         routes.add(
             "PUT",
@@ -68,6 +69,7 @@ class Collections:
             says="Delete a collection and its documents",
             scopes=("admin",),
             answer=answers.COLLECTION_DELETED,
+            links=answers.LINKS_OF_DELETED_COLLECTION,
         )
         return routes
 

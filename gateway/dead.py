@@ -50,6 +50,7 @@ class Dead:
             query=_QUERY,
             scopes=_SCOPES,
             answer=answers.DEAD_PAGE,
+            links=answers.LINKS_OF_DEAD_PAGE,
         )
         routes.add(
             "GET",

@@ -46,6 +46,7 @@ class Documents:
             status=202,
             scopes=("ingest",),
             answer=answers.DOCUMENT_DELETED,
+            links=answers.LINKS_OF_DELETED_DOCUMENT,
             errors=(409,),
         )
         return routes

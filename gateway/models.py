@@ -30,6 +30,7 @@ class Models:
             says="The models that are served",
             scopes=OPEN,
             answer=answers.MODELS,
+            links=answers.LINKS_OF_MODELS,
         )
         routes.add(
             "GET",

@@ -56,6 +56,7 @@ class Search:
             says="Search a collection, with reranking at will",
             body=schemas.SEARCH,
             answer=answers.SEARCH,
+            links=answers.LINKS_OF_SEARCH,
             scopes=("search",),
         )
         routes.add(
