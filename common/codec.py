@@ -14,6 +14,9 @@ import msgpack
 from vecfleet.common.errors import CorruptPayload
 
 MAX_PAYLOAD_BYTES = 8 << 20  # of what was compressed; our largest jobs have a few MiB
+# Of a job's data; our own have ten arrays and maps. A byte can make an object of many.
+MAX_CONTAINERS = 64
+MAX_ITEMS = 4096  # of one array or map
 _ZLIB = b"\x78"  # no msgpack array of four begins so
 
 
@@ -31,10 +34,30 @@ def dumps_for_lua(value: Any) -> bytes:
 
 def loads(data: bytes) -> Any:
     """What ``dumps`` wrote; raises ``CorruptPayload`` for anything else."""
+    return _unpacked(data)
+
+
+def _unpacked(data: bytes, **options: Any) -> Any:
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True)
+        return msgpack.unpackb(data, raw=False, strict_map_key=True, **options)
+    except MemoryError:
+        raise CorruptPayload("the payload does not fit into memory") from None
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise CorruptPayload(f"the payload is not valid msgpack: {error}") from error
+
+
+class _Containers:
+    """Counts the arrays and maps of one job's data, and refuses too many."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def note(self, container: Any) -> Any:
+        """The hook of msgpack: called with each array and map when it is complete."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {MAX_CONTAINERS} arrays and maps")
+        return container
 
 
 class Serializer:
@@ -64,6 +87,8 @@ def inflate(data: bytes) -> bytes:
         plain = inflater.decompress(data, MAX_PAYLOAD_BYTES)
     except zlib.error:
         return data  # RQ reads data that was not compressed, so do we
+    except MemoryError:
+        raise CorruptPayload("the job's data does not fit into memory") from None
     if inflater.unconsumed_tail:
         raise CorruptPayload(f"the job's data has more than {MAX_PAYLOAD_BYTES} bytes")
     return plain
@@ -77,9 +102,13 @@ def pack_call(function: str, payload: Any) -> bytes:
 def unpack_call(data: bytes) -> tuple[str, list[Any], dict[str, Any]]:
     """Function name, arguments and keyword arguments of a job's data.
 
-    Raises ``CorruptPayload`` when the data does not have RQ's form or names a method of an object.
+    Raises ``CorruptPayload`` when the data does not have RQ's form, names a method of an object, or
+    would become far more objects than any job of ours has.
     """
-    call = loads(data)
+    note = _Containers().note
+    call = _unpacked(
+        data, list_hook=note, object_hook=note, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS
+    )
     if not isinstance(call, list) or len(call) != 4:
         raise CorruptPayload("a job's data is an array of function, nil, arguments, keywords")
     function, instance, arguments, keywords = call

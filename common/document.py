@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from vecfleet.common.errors import (
     TooManyItems,
     UnknownField,
 )
+from vecfleet.common.metadata import encode_metadata
 
 _FIELDS = frozenset(("id", "text", "metadata", "version"))
 _MAX_VERSION = 2**63 - 1
-MAX_METADATA_DEPTH = 32  # so that every reader, however deep in its own stack, can decode it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,29 @@ def check_texts(
     return sum(check_text(text, f"{field_name}[{i}]") for i, text in enumerate(texts))
 
 
+def check_tokens(
+    size: int, texts: int, field_name: str, most: int = limits.MAX_REQUEST_TOKENS
+) -> None:
+    """Raise ``TooManyItems`` when texts of ``size`` bytes have too many tokens together."""
+    tokens = limits.estimate_tokens(size, texts)
+    if tokens > most:
+        raise TooManyItems(
+            f"{field_name} has about {tokens} tokens; at most {most} are accepted in one request",
+            field=field_name,
+        )
+
+
+def check_repeated(text: object, times: int, field_name: str) -> None:
+    """Check what the model reads with each of ``times`` texts: a prompt, a query, an instruction.
+
+    It may be empty. A job's bytes bound the texts themselves, but not what each of them brings.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(f"{field_name} must be a string", field=field_name)
+    size = check_text(text, field_name) if text and not text.isspace() else len(text)
+    check_tokens(size * times, times, field_name)
+
+
 @contextmanager
 def naming_texts(field_name: str, *, alone: bool = False) -> Iterator[None]:
     """Let what the engine says of texts name them as the caller knows them.
@@ -108,7 +130,7 @@ def parse_document(row: Mapping[str, Any]) -> Document:
     text = row.get("text")
     size += check_text(text)
     metadata = row.get("metadata")
-    encoded = None if metadata is None else _encode_metadata(metadata)
+    encoded = None if metadata is None else encode_metadata(metadata)
     if encoded is not None:
         size += len(encoded)
     version = row.get("version")
@@ -131,38 +153,6 @@ def check_version(document: Document, versions: str) -> None:
             "version must be left out; this collection assigns the versions itself",
             field="version",
         )
-
-
-def _encode_metadata(metadata: object) -> bytes:
-    if not isinstance(metadata, dict):
-        raise InvalidInput("metadata must be a JSON object", field="metadata")
-    if _is_deeper(metadata, MAX_METADATA_DEPTH):
-        raise InvalidInput(
-            f"metadata is nested more than {MAX_METADATA_DEPTH} deep", field="metadata"
-        )
-    try:
-        encoded = json.dumps(
-            metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"metadata cannot be kept as JSON: {error}", field="metadata") from error
-    if len(encoded) > limits.MAX_METADATA_BYTES:
-        raise InvalidInput(
-            f"metadata has {len(encoded)} bytes; at most {limits.MAX_METADATA_BYTES} are accepted",
-            field="metadata",
-        )
-    return encoded
-
-
-def _is_deeper(value: object, depth: int) -> bool:
-    children: Iterable[object]
-    if isinstance(value, dict):
-        children = value.values()
-    elif isinstance(value, list | tuple):
-        children = value
-    else:
-        return False
-    return depth == 0 or any(_is_deeper(child, depth - 1) for child in children)
 
 
 def _utf8_length(text: str, field_name: str) -> int:

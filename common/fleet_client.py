@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -18,6 +17,7 @@ from vecfleet.common.directory import Directory, ServedModel
 from vecfleet.common.document import Block
 from vecfleet.common.errors import NoWorker
 from vecfleet.common.fleet_state import FleetState, read_fleet_state
+from vecfleet.common.metadata import read_metadata
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
@@ -315,7 +315,7 @@ class FleetClient:
         return [
             None
             if row is None
-            else StoredDocument(row["id"], row["text"], _metadata(row), row["version"])
+            else StoredDocument(row["id"], row["text"], _metadata_of(row), row["version"])
             for row in body["documents"]
         ]
 
@@ -348,7 +348,7 @@ class FleetClient:
         body = await self._ask_search(collection, payloads.SEARCH, payload, timeout_s)
         return SearchReply(
             tuple(
-                tuple(Hit(hit["id"], hit["score"], hit["text"], _metadata(hit)) for hit in hits)
+                tuple(Hit(hit["id"], hit["score"], hit["text"], _metadata_of(hit)) for hit in hits)
                 for hits in body["hits"]
             ),
             body["queue_ms"],
@@ -389,6 +389,5 @@ def block_job_id(submission: str, place: int) -> str:
     return f"{submission}-{place}"
 
 
-def _metadata(row: dict[str, Any]) -> dict[str, Any] | None:
-    raw = row.get("metadata")
-    return None if raw is None else json.loads(raw)
+def _metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
+    return read_metadata(row.get("metadata"), row["id"])

@@ -185,10 +185,10 @@ class Rerank:
         query = body.get("query")
         query_size = check_text(query, "query")
         size = check_texts(texts, field, bounds.max_rerank_documents)
-        check_size(size + query_size * len(texts), len(texts), field, bounds)
         instruction = body.get("instruction")
         if instruction is not None:
-            check_text(instruction, "instruction")
+            query_size += check_text(instruction, "instruction")
+        check_size(size + query_size * len(texts), len(texts), field, bounds)
         name = fields.word(body, "model", self._config.rerank_model)
         card = await self._fleet.find_model(name, "rerank")
         _check_cut(body, card.max_tokens)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from vecfleet.common import limits
-from vecfleet.common.document import check_text, check_texts
-from vecfleet.common.errors import InvalidInput, TooManyItems
+from vecfleet.common.document import check_text, check_texts, check_tokens
+from vecfleet.common.errors import InvalidInput
 from vecfleet.common.model import ModelCard
 from vecfleet.gateway import fields
 from vecfleet.gateway.config import GatewayLimits
@@ -44,13 +43,7 @@ def one_or_many(value: Any, field: str, bounds: GatewayLimits) -> list[str]:
 
 def check_size(size: int, texts: int, field: str, bounds: GatewayLimits) -> None:
     """Raise ``TooManyItems`` when texts of ``size`` bytes have too many tokens together."""
-    tokens = limits.estimate_tokens(size, texts)
-    if tokens > bounds.max_request_tokens:
-        raise TooManyItems(
-            f"{field} has about {tokens} tokens; at most {bounds.max_request_tokens} are "
-            "accepted in one request",
-            field=field,
-        )
+    check_tokens(size, texts, field, bounds.max_request_tokens)
 
 
 def wishes(body: fields.Row) -> Wishes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vecfleet.common import codec, payloads
-from vecfleet.common.document import check_document_id, check_text
+from vecfleet.common.document import check_document_id, check_repeated, check_text
 from vecfleet.common.errors import (
     CorruptPayload,
     EngineBroken,
@@ -27,9 +26,9 @@ from vecfleet.common.errors import (
 from vecfleet.common.limits import (
     BLOCK_DOCUMENTS,
     MAX_INPUTS,
-    MAX_METADATA_BYTES,
     estimate_tokens,
 )
+from vecfleet.common.metadata import check_metadata
 from vecfleet.worker.engine import Embeddings, Engine, Priority
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, HandOn, Outcome, Refused
 from vecfleet.worker.matryoshka import shortened
@@ -107,6 +106,9 @@ class EmbedHandler:
         card = self._engine.card
         dimensions = card.vector_length(payload.get("dimensions"))
         prompt = card.prompt_of(**{name: payload.get(name) for name in _PROMPTS})
+        for name in ("prompt", "instruction"):
+            if payload.get(name) is not None:
+                check_repeated(prompt, len(texts), name)
         started = time.perf_counter()
         embed = partial(
             self._engine.embed,
@@ -306,14 +308,5 @@ def _check_metadata(metadata: object, count: int) -> None:
     if not isinstance(metadata, list) or len(metadata) != count:
         raise CorruptPayload("metadata must be a list of one entry a text")
     for entry in metadata:
-        if entry is not None and not _is_json_object(entry):
-            raise CorruptPayload("a metadata entry is nil or an encoded JSON object")
-
-
-def _is_json_object(entry: object) -> bool:
-    if not isinstance(entry, bytes) or len(entry) > MAX_METADATA_BYTES:
-        return False
-    try:
-        return isinstance(json.loads(entry), dict)
-    except (ValueError, RecursionError):
-        return False
+        if entry is not None:
+            check_metadata(entry)

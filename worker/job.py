@@ -37,7 +37,7 @@ class ClaimedJob:
     is_stock: bool = False  # enqueued by a stock RQ Queue: nobody admitted it
     timeout_s: float | None = None
     result_ttl_s: int = keys.RESULT_TTL_S
-    size: int = 0  # bytes of its data
+    size: int = 0  # bytes of its data, which may have come compressed
     error: VecfleetError | None = None  # why the data could not be read
 
     @property
@@ -121,14 +121,14 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
     merge_queue, version, attempts, refused, timeout, result_ttl = row[11:17]
     named, condemned, apart_from = row[17:20]
     is_stock = cost is None
-    function, payload, error = _read_call(data)
+    function, payload, size, error = _read_call(data)
     return ClaimedJob(
         id=job_id.decode(),
         execution=execution.decode(),
         queue=queue,
         function=function,
         payload=payload,
-        tokens=len(data) // BYTES_PER_TOKEN if is_stock else _whole(cost),
+        tokens=size // BYTES_PER_TOKEN if is_stock else _whole(cost),
         claimed_us=int(claimed_us),
         enqueued_us=_whole(enqueued) or int(claimed_us),
         attempts=_whole(attempts) + 1,
@@ -145,19 +145,23 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         is_stock=is_stock,
         timeout_s=float(_whole(timeout)) or None,
         result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),
-        size=len(data),
+        size=size,
         error=error,
     )
 
 
-def _read_call(data: bytes) -> tuple[str, Any, VecfleetError | None]:
+def _read_call(data: bytes) -> tuple[str, Any, int, VecfleetError | None]:
+    """Function, payload, bytes of the data as it was decoded, and why it could not be read."""
+    size = len(data)
     try:
-        function, arguments, keywords = codec.unpack_call(codec.inflate(data))
+        plain = codec.inflate(data)
+        size = len(plain)
+        function, arguments, keywords = codec.unpack_call(plain)
         if len(arguments) != 1 or keywords:
             raise CorruptPayload(f"{function} takes one argument, the payload")
-        return function, arguments[0], None
+        return function, arguments[0], size, None
     except VecfleetError as error:
-        return "", None, error
+        return "", None, size, error
 
 
 _MOST_DIGITS = 18  # what Redis counts with

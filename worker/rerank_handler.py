@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from vecfleet.common.document import check_text, check_texts
+from vecfleet.common.document import check_repeated, check_text, check_texts
 from vecfleet.common.errors import CorruptPayload, InvalidInput, PoisonText
 from vecfleet.common.limits import MAX_RERANK_DOCUMENTS
 from vecfleet.worker.engine import Engine, Priority, Scores
@@ -33,13 +33,16 @@ class RerankHandler:
         if not isinstance(documents, list):
             raise InvalidInput("documents must be a list of strings", field="documents")
         check_texts(documents, "documents", MAX_RERANK_DOCUMENTS)
+        instruction = payload.get("instruction") or ""
+        check_repeated(instruction, len(documents), "instruction")
+        check_repeated(query, len(documents), "query")
         bulk = job.queue.lane == "bulk"
         started = time.perf_counter()
         pairs = [(str(query), document) for document in documents]
         score = partial(
             self._engine.rerank,
             priority=Priority.BULK if bulk else Priority.INTERACTIVE,
-            instruction=str(payload.get("instruction") or ""),
+            instruction=instruction,
             truncate=payload.get("truncate") is not False,
         )
         if not job.is_suspect:

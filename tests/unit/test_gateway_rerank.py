@@ -167,3 +167,14 @@ async def test_a_document_that_is_too_long_is_named(path, given, off, field):
         assert query == "the query is too long"
     else:
         assert (said["param"], query["param"]) == (field, "query")
+
+
+async def test_an_instruction_counts_once_a_document():
+    fleet = FakeFleet()
+    body = {"query": QUERY, "documents": ["a"] * 1000, "instruction": "word " * 300}
+    async with gateway_client(fleet) as client:
+        answer = await client.post("/v1/rerank", json=body)
+        assert answer.json()["error"]["code"] == "too_many_items"
+        assert fleet.calls == []
+        fewer = {**body, "documents": ["a"] * 500}
+        assert (await client.post("/v1/rerank", json=fewer)).status_code == 200
