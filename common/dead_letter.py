@@ -36,6 +36,7 @@ _MOST_LOOKED_AT = 5000  # entries; a page of a rare kind may be shorter than was
 _AT_ONCE = 64
 _SHOWN_BYTES = 512 << 10  # the data of larger entries is not read for a list
 _MAX_ID_CHARS = 256
+_MAX_SCORE = 2**53
 _QUEUES = "rq:queue:vf."
 _AGO = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -269,8 +270,9 @@ def _parse_cursor(cursor: str) -> tuple[float, str] | None:
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         score, entry_id = json.loads(raw)
-        if isinstance(entry_id, str):
+        # Scores are Unix times; NaN and what else Python would read is no place in a list.
+        if isinstance(entry_id, str) and -_MAX_SCORE <= score <= _MAX_SCORE:
             return float(score), entry_id
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     raise InvalidInput("cursor is not one that a page came with", field="cursor")

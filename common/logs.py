@@ -1,16 +1,20 @@
 """Log lines: readable on a terminal, JSON otherwise, each with its request's id.
 
-No line holds a text, a vector or a key: what goes into a line is a number, a name or an id.
+No line holds a text, a vector or a key: what goes into a line is a number, a name or an id. So what
+nobody caught, in a task, a callback, a thread or the main program, is told by the same rule.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
+import threading
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Literal, TextIO
 
 from vecfleet.common.errors import CorruptData, InvalidInput, JobFailed, VecfleetError
@@ -25,6 +29,9 @@ _QUOTING = (InvalidInput, JobFailed, CorruptData)
 _PLAIN_MODULES = ("redis", "torch", "sqlite3", "faiss")
 _OF_THE_MACHINE = ("CUDA", "cuDNN", "CUBLAS", "cuBLAS", "NCCL", "HIP", "[enforce fail")
 _SHOWN_CHARACTERS = 500
+_COMMAND = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)  # redis-py's
+
+log = logging.getLogger(__name__)
 _QUIET = dict.fromkeys(
     ("uvicorn.access", "uvicorn.error", "httpx", "faiss.loader"), logging.WARNING
 )
@@ -45,6 +52,10 @@ def setup_logging(
     root.setLevel(level.upper())
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+    logging.getLogger("asyncio").addFilter(_without_values)
+    threading.excepthook = _on_dead_thread
+    sys.excepthook = _on_end
+    sys.unraisablehook = _on_unraisable
 
 
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
@@ -62,8 +73,41 @@ def shown(error: BaseException) -> str:
     is_plain = isinstance(error, _PLAIN) and not isinstance(error, _QUOTING)
     is_plain |= type(error).__module__.split(".")[0] in _PLAIN_MODULES
     if message and (is_plain or message.startswith(_OF_THE_MACHINE)):
-        return f"{name}: {message}"[:_SHOWN_CHARACTERS]
+        return f"{name}: {_COMMAND.sub('', message)}"[:_SHOWN_CHARACTERS]
     return name
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    """Cut what an event loop says of a failure to what failed.
+
+    After that it shows the task or the call, with its result, its error or its arguments.
+    """
+    if record.levelno >= logging.ERROR:
+        said = record.getMessage().partition("\n")[0].partition("(")[0]
+        record.msg, record.args = said, ()
+    return True
+
+
+def _on_dead_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_type is not SystemExit:
+        log.error("a thread died", exc_info=_info(ended.exc_value, ended.exc_traceback))
+
+
+def _on_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("the program ends", exc_info=_info(error, trace))
+
+
+def _on_unraisable(failed: sys.UnraisableHookArgs) -> None:
+    log.error(
+        "an error where none can be raised", exc_info=_info(failed.exc_value, failed.exc_traceback)
+    )
+
+
+def _info(error: BaseException | None, trace: TracebackType | None) -> Any:
+    return error and (type(error), error, trace)
 
 
 class JsonFormatter(logging.Formatter):

@@ -82,12 +82,9 @@ def translated() -> Iterator[None]:
     except redis.exceptions.OutOfMemoryError as error:
         raise QueueFull("Redis is full; try again later", retry_after_s=5.0) from error
     except redis.exceptions.AuthenticationError as error:
-        raise ConfigError(f"Redis refused the credentials: {error}") from error
+        raise _said(ConfigError("Redis refused the credentials"), error) from error
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-        raise RedisUnavailable(
-            f"Redis does not answer ({error}); check its address and that it runs",
-            retry_after_s=2.0,
-        ) from error
+        raise _said(RedisUnavailable(retry_after_s=2.0), error) from error
     except redis.exceptions.BusyLoadingError as error:
         raise RedisUnavailable("Redis is loading its data", retry_after_s=2.0) from error
     except redis.exceptions.NoPermissionError as error:
@@ -96,16 +93,23 @@ def translated() -> Iterator[None]:
                 "no worker has given Redis the fleet's scripts yet, and this user may not",
                 retry_after_s=2.0,
             ) from error
-        raise ConfigError(f"this Redis user may not do that: {error}") from error
+        raise _said(ConfigError("this Redis user may not do that"), error) from error
     except redis.exceptions.ResponseError as error:
         # Redis 6.2 reports a refusal inside a script as an error of that script.
         if any(word in str(error) for word in ("OOM command", "MISCONF")):
             raise QueueFull("Redis refuses writes; try again later", retry_after_s=5.0) from error
         if any(word in str(error) for word in _PASSING):
-            raise RedisUnavailable(f"Redis refuses for now: {error}", retry_after_s=2.0) from error
-        raise VecfleetError(f"Redis: {error}") from error
+            refused = RedisUnavailable("Redis refuses for now", retry_after_s=2.0)
+            raise _said(refused, error) from error
+        raise _said(VecfleetError("Redis refused a command"), error) from error
     except redis.exceptions.RedisError as error:
-        raise VecfleetError(f"Redis: {error}") from error
+        raise _said(VecfleetError("Redis failed"), error) from error
+
+
+def _said(ours: VecfleetError, error: Exception) -> VecfleetError:
+    """``ours``, whose ``str``, for logs and operators, has Redis's words; ``message`` has not."""
+    ours.args = (f"{ours.message.removesuffix('.')} ({error})",)
+    return ours
 
 
 def read_lua(directory: Path, *names: str) -> str:

@@ -20,6 +20,7 @@ from vecfleet.common.errors import (
 from vecfleet.gateway.config import GatewayLimits
 from vecfleet.gateway.context import RequestContext, context_of
 from vecfleet.gateway.errors import BODY
+from vecfleet.gateway.shares import Shares
 
 _MAX_CONTAINERS = 1_000_000  # a "[" costs a byte on the wire and 56 in memory
 _WATCH_AFTER_S = 0.05
@@ -34,7 +35,7 @@ class Bodies:
 
     def __init__(self, limits: GatewayLimits) -> None:
         self._limits = limits
-        self._buffered = 0  # bytes, all requests together
+        self._buffered = Shares(limits.max_buffered_bytes)
 
     async def read_object(self, request: Request, max_bytes: int | None = None) -> dict[str, Any]:
         """The JSON object in the body; raises an ``InvalidInput`` whose field is ``body``.
@@ -58,46 +59,52 @@ class Bodies:
             raise _too_large(max_bytes)
         parts: list[bytes] = []
         async for part in self.stream(request):
-            parts.append(part)
-            context.buffered_bytes += len(part)
-            self._buffered += len(part)
-            if context.buffered_bytes > max_bytes:
+            if context.buffered_bytes + len(part) > max_bytes:
                 raise _too_large(max_bytes)
-            if self._buffered > self._limits.max_buffered_bytes:
+            if not self._buffered.take(context.caller.tenant, len(part)):
                 raise Unavailable("the gateway holds too many large bodies", retry_after_s=1.0)
+            context.buffered_bytes += len(part)
+            parts.append(part)
         if watch:
             watch_client(request, context)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self, context: RequestContext) -> None:
         """The request is over; what it held is free."""
-        self._buffered -= context.buffered_bytes
+        self._buffered.give(context.caller.tenant, context.buffered_bytes)
         context.buffered_bytes = 0
 
-    async def stream(self, request: Request) -> AsyncIterator[bytes]:
-        """The body's parts as they come; only time spent waiting for the client counts."""
+    async def stream(
+        self, request: Request, silence_s: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """The body's parts as they come; only time spent waiting for the client counts.
+
+        Bytes earn time, blank ones none, and never more of it than ``silence_s``: who has sent much
+        may not be silent for longer than who has sent little.
+        """
         context = context_of(request)
         if context.body_encoded:
             raise InvalidInput("send the body without a content-encoding", field=BODY)
-        received = 0
-        waited_s = 0.0
+        most_s = self._limits.body_grace_s if silence_s is None else silence_s
+        left_s = most_s
         while context.body_open:
-            allowed_s = self._limits.body_grace_s + received / self._limits.min_body_bytes_per_s
             began = time.perf_counter()
             try:
-                async with asyncio.timeout(max(0.0, allowed_s - waited_s)):
+                async with asyncio.timeout(max(0.0, left_s)):
                     message = await request.receive()
             except TimeoutError:
                 raise BodyTooSlow from None
-            waited_s += time.perf_counter() - began
+            left_s -= time.perf_counter() - began
             if message["type"] == "http.disconnect":
                 context.disconnected = True
                 context.body_open = False
                 raise ClientGone
             context.body_open = message.get("more_body", False)
             part: bytes = message.get("body", b"")
-            received += len(part)
             if part:
+                if not part.isspace():
+                    earned_s = len(part) / self._limits.min_body_bytes_per_s
+                    left_s = min(most_s, left_s + earned_s)
                 yield part
 
 

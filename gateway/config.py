@@ -16,7 +16,7 @@ class GatewayLimits:
     """What one client may ask of the gateway."""
 
     max_inference_body_bytes: int = 8 << 20  # every other JSON body
-    max_buffered_bytes: int = 256 << 20  # bodies held in memory, all requests together
+    max_buffered_bytes: int = 256 << 20  # bodies held in memory; tenants share them
     max_line_bytes: int = 2 << 20  # one line of an NDJSON stream
     max_header_bytes: int = 64 << 10
     max_inputs: int = limits.MAX_INPUTS
@@ -25,12 +25,13 @@ class GatewayLimits:
     max_documents: int = 20_000  # in one JSON body
     max_top_k: int = limits.MAX_TOP_K
     max_kept_errors: int = 100  # refused lines told in an answer
-    max_streams: int = 64  # NDJSON bodies read at the same time
+    max_streams: int = 64  # NDJSON bodies read at the same time; tenants share them
     max_connections: int = 4096
     header_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0  # a connection between two requests
-    body_grace_s: float = 10.0  # any body may wait so long ...
-    min_body_bytes_per_s: int = 1000  # ... and longer only by what it brought
+    body_grace_s: float = 10.0  # a body may be silent for so long ...
+    stream_grace_s: float = 60.0  # ... and an NDJSON stream for so long, ...
+    min_body_bytes_per_s: int = 1000  # ... with bytes at this rate on the average
     queue_full_wait_s: float = 20.0  # a stream waits so long for room in the queue
 
 
@@ -74,6 +75,9 @@ class GatewayConfig:
                 faults.append(f"{name} must not be negative")
         if self.max_body_bytes <= 0:
             faults.append("max_body_bytes must be more than 0")
+        if self.max_body_bytes > self.limits.max_buffered_bytes // 2:
+            most = self.limits.max_buffered_bytes // 2
+            faults.append(f"max_body_bytes may be {most} at most, half of what all bodies may hold")
         faults += [
             f"limits.{name} must be more than 0"
             for name in GatewayLimits.__dataclass_fields__

@@ -7,6 +7,7 @@ everything else    {"error": {code, message, field}}
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -26,11 +27,16 @@ from vecfleet.common.errors import (
     Unavailable,
     VecfleetError,
 )
+from vecfleet.common.logs import shown
 from vecfleet.gateway.context import RequestContext, context_of
+
+log = logging.getLogger(__name__)
 
 BODY = "body"  # the field of errors about a body that cannot be read at all
 _TEI_PATHS = frozenset(("/embed", "/rerank"))
 _METHOD_NOT_ALLOWED = 405
+_FIELD_CHARACTERS = 256  # both may quote the caller, who may send megabytes as a field's name
+_MESSAGE_CHARACTERS = 1024
 
 
 class MethodNotAllowed(InvalidInput):
@@ -43,19 +49,33 @@ class MethodNotAllowed(InvalidInput):
 def answer(error: VecfleetError, path: str, context: RequestContext) -> Response:
     """The answer to a request for ``path`` that failed with ``error``."""
     context.error_code = error.code
+    if str(error) != error.message:
+        log.warning("%s", shown(error))  # what its client is not told
+    field, message = told(error)
     status = HTTP_STATUS.get(error.code, error.http_status)
     body: dict[str, Any]
     if path.startswith("/v1/"):
-        body = {"error": _openai(error, status)}
+        kind = _openai_kind(error, status)
+        body = {"error": {"message": message, "type": kind, "param": field, "code": error.code}}
         body["error"]["request_id"] = context.id
     elif path in _TEI_PATHS:
         status, kind = _tei(error, status)
-        body = {"error": error.message, "error_type": kind, "request_id": context.id}
+        body = {"error": message, "error_type": kind, "request_id": context.id}
     else:
-        body = {"error": {"code": error.code, "message": error.message, "field": error.field}}
+        body = {"error": {"code": error.code, "message": message, "field": field}}
         body["error"]["request_id"] = context.id
     body.update(getattr(error, "extra", {}))
     return Response(orjson.dumps(body), status, _headers(error), "application/json")
+
+
+def told(error: VecfleetError) -> tuple[str | None, str]:
+    """An error's field and message, cut to a length that can be kept and sent."""
+    field = None if error.field is None else _cut(error.field, _FIELD_CHARACTERS)
+    return field, _cut(error.message, _MESSAGE_CHARACTERS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _headers(error: VecfleetError) -> dict[str, str]:
@@ -66,12 +86,10 @@ def _headers(error: VecfleetError) -> dict[str, str]:
     return {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
 
 
-def _openai(error: VecfleetError, status: int) -> dict[str, Any]:
+def _openai_kind(error: VecfleetError, status: int) -> str:
     if isinstance(error, QueueFull):
-        kind = "rate_limit_error"
-    else:
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 def _tei(error: VecfleetError, status: int) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from vecfleet.common.collection import Collection
 from vecfleet.common.document import Block, Document
 from vecfleet.common.errors import Conflict, InvalidInput, QueueFull
 from vecfleet.gateway.config import GatewayLimits
+from vecfleet.gateway.errors import told
 from vecfleet.gateway.fleet import Fleet
 
 _RETRY_S = 0.25
@@ -50,17 +51,13 @@ class Feeder:
         self._state = ""
 
     def reject(self, line: int, error: InvalidInput) -> None:
-        """Keep why a line was refused; the first errors are kept whole, all are counted."""
+        """Keep why a line was refused; all are counted, and the first are kept, cut."""
         self.rejected += 1
         self._last_line = line
         if len(self._errors) < self._limits.max_kept_errors:
+            field, message = told(error)
             self._errors.append(
-                {
-                    "line": line,
-                    "field": error.field,
-                    "code": error.code,
-                    "message": error.message,
-                }
+                {"line": line, "field": field, "code": error.code, "message": message}
             )
 
     async def add(self, document: Document, line: int) -> None:

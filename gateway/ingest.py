@@ -32,6 +32,7 @@ from vecfleet.gateway.lines import Line, LineCutter
 from vecfleet.gateway.metrics import HttpMetrics
 from vecfleet.gateway.query import query_flag, query_only
 from vecfleet.gateway.routing import Routes, json_response
+from vecfleet.gateway.shares import Shares
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Ingest:
         self._limits: GatewayLimits = config.limits
         self._max_body_bytes = config.max_body_bytes
         self._metrics = metrics
-        self._streams = 0
+        self._streams = Shares(config.limits.max_streams)
 
     def routes(self) -> Routes:
         """The router."""
@@ -117,9 +118,8 @@ class Ingest:
     async def _take_stream(
         self, request: Request, collection: Collection, feeder: Feeder
     ) -> Response:
-        if self._streams >= self._limits.max_streams:
+        if not self._streams.take(collection.tenant):
             raise QueueFull("the gateway reads too many streams", retry_after_s=2.0)
-        self._streams += 1
         self._metrics.streams.inc()
         try:
             await self._feed(request, collection, feeder)
@@ -132,13 +132,13 @@ class Ingest:
             error.extra = self._said(feeder)  # type: ignore[attr-defined]
             raise
         finally:
-            self._streams -= 1
+            self._streams.give(collection.tenant)
             self._metrics.streams.dec()
         return self._accepted(feeder)
 
     async def _feed(self, request: Request, collection: Collection, feeder: Feeder) -> None:
         cutter = LineCutter(self._limits.max_line_bytes)
-        async for part in self._bodies.stream(request):
+        async for part in self._bodies.stream(request, self._limits.stream_grace_s):
             for line in cutter.feed(part):
                 await self._add_line(line, collection, feeder)
         for line in cutter.end():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 
 import pytest
 from rq.registry import FailedJobRegistry
@@ -30,6 +31,20 @@ from vecfleet.worker.job import Commit, Failure, HandOn, Refused, Settlement
 from vecfleet.worker.ledger import Ask, Ledger
 
 UID = "c0ffee"
+ODD_CURSORS = [
+    b'[NaN,"x"]',
+    b'[Infinity,"x"]',
+    b'[1e999,"x"]',
+    b"[" + b"9" * 400 + b',"x"]',
+    b"[" + b"9" * 5000 + b',"x"]',
+    b'["1","x"]',
+    b'[null,"x"]',
+    b"[1,2]",
+    b'[1,"x",3]',
+    b"[" * 100_000,
+    b"7",
+    b"\xff",
+]
 QUEUE = keys.embed_queue("5pace", "bulk")
 THEIRS = keys.embed_queue("5pace", "bulk", "acme")
 MERGE = keys.merge_queue(UID)
@@ -152,6 +167,10 @@ async def test_filters(fleet):
     assert await ids(since_ms=1 << 50) == set()
     with pytest.raises(InvalidInput):
         await fleet.letter.page(cursor="!")
+    for told in ODD_CURSORS:
+        with pytest.raises(InvalidInput) as refused:
+            await fleet.letter.page(cursor=base64.urlsafe_b64encode(told).decode().rstrip("="))
+        assert refused.value.field == "cursor"
     with pytest.raises(InvalidInput):
         await fleet.letter.page(limit=101)
 

@@ -124,6 +124,22 @@ async def test_ndjson_errors_are_counted_beyond_those_that_are_told():
     assert (said["accepted"], said["rejected"], len(said["errors"])) == (0, 50, 2)
 
 
+async def test_what_is_kept_of_refused_lines_is_small_however_long_they_are():
+    rows = [{"id": "a", "text": "b", "f" * 1_000_000: 1} for _ in range(5)]
+    async with gateway_client(FakeFleet()) as client:
+        await made(client)
+        answer = await client.post(DOCUMENTS, content=lines(*rows), headers=NDJSON)
+        alone = await client.post(DOCUMENTS, json=rows[0])
+    assert answer.status_code == 202
+    errors = answer.json()["errors"]
+    assert [error["line"] for error in errors] == [1, 2, 3, 4, 5]
+    assert all(error["code"] == "unknown_field" for error in errors)
+    assert all(error["field"].startswith("f") for error in errors)
+    assert len(answer.content) < 5 * 2000
+    assert alone.status_code == 400
+    assert len(alone.content) < 2000
+
+
 async def test_ndjson_waits_for_room():
     fleet = FakeFleet()
     fleet.full = [QueueFull(retry_after_s=0.01), QueueFull(retry_after_s=0.01)]

@@ -14,6 +14,7 @@ from vecfleet.gateway.app import create_app
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
 
 PATH = "/v1/embeddings"
+DOCUMENTS = "/collections/books/documents"
 TINY = GatewayLimits(max_inference_body_bytes=1000)
 
 
@@ -69,7 +70,7 @@ async def test_chunked_bodies_are_counted():
     assert answer.status_code == 413
 
 
-async def call(app, headers, receive):
+async def call(app, headers, receive, path=PATH):
     """One raw ASGI request; returns the messages that the app sent."""
     sent = []
 
@@ -82,8 +83,8 @@ async def call(app, headers, receive):
         "http_version": "1.1",
         "method": "POST",
         "scheme": "http",
-        "path": PATH,
-        "raw_path": PATH.encode(),
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
         "headers": headers,
@@ -126,6 +127,54 @@ async def test_dripping_body_is_not_given_more_time_than_its_bytes_earn(monkeypa
     app = app_over(FakeFleet(), body_grace_s=5.0, min_body_bytes_per_s=10.0)
     sent = await call(app, [(b"transfer-encoding", b"chunked")], receive)
     assert sent[0]["status"] == 408  # after three bytes in 6 s: the grace and they allow 5.3
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        (PATH, b"application/json", b"x" * 100_000),  # much of it buys no longer silence
+        (PATH, b"application/json", b" " * 10),
+        (DOCUMENTS, b"application/x-ndjson", b'{"id": "a", "text": "b"}\n' * 1000),
+        (DOCUMENTS, b"application/x-ndjson", b"\n" * 10_000),
+    ],
+)
+async def test_silence_is_bounded_whatever_was_sent_before(path, kind, part):
+    fleet = FakeFleet()
+    await fleet.create_collection("books", tenant="-")
+    parts = [part]
+
+    async def receive():
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": True}
+        return await asyncio.Event().wait()
+
+    app = app_over(fleet, body_grace_s=0.05, stream_grace_s=0.05, min_body_bytes_per_s=1)
+    headers = [(b"content-type", kind), (b"transfer-encoding", b"chunked")]
+    async with asyncio.timeout(30):
+        sent = await call(app, headers, receive, path)
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \r\n\t"])
+async def test_blank_lines_do_not_keep_a_stream_open(monkeypatch, blank):
+    now_s = 0.0
+    sent_parts = 0
+
+    async def receive():
+        nonlocal now_s, sent_parts
+        await asyncio.sleep(0)
+        now_s += 1.0
+        sent_parts += 1
+        if sent_parts > 60:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": blank * 1000, "more_body": True}
+
+    monkeypatch.setattr(body, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    fleet = FakeFleet()
+    await fleet.create_collection("books", tenant="-")
+    headers = [(b"content-type", b"application/x-ndjson"), (b"transfer-encoding", b"chunked")]
+    sent = await call(app_over(fleet, stream_grace_s=5.0), headers, receive, DOCUMENTS)
+    assert sent[0]["status"] == 408
 
 
 async def test_endless_body_nobody_asked_for_is_cut_off():

@@ -1,9 +1,12 @@
 """Collections, searching them, health and metrics."""
 
+import asyncio
+
 import pytest
 from gateway_fakes import FakeFleet, gateway_client
 from gateway_responder import CARD, DIMENSION, vector
 
+from vecfleet.common.api_keys import add_key, new_key
 from vecfleet.common.errors import RedisUnavailable
 from vecfleet.common.model import ModelCard
 
@@ -242,6 +245,59 @@ async def test_health_is_a_503_without_workers_or_redis():
     assert (idle.status_code, idle.json()["reason"]) == (503, "no_worker")
     assert (lost.status_code, lost.json()["reason"]) == (503, "redis_unavailable")
     assert lost.json()["status"] == "unhealthy"
+
+
+async def test_all_who_ask_for_health_share_one_look():
+    looks = []
+    go_on = asyncio.Event()
+
+    class SlowFleet(FakeFleet):
+        async def models(self):
+            looks.append("models")
+            await go_on.wait()
+            return await super().models()
+
+        async def collection_stats(self, collection):
+            looks.append("stats")
+            return await super().collection_stats(collection)
+
+    async with gateway_client(SlowFleet()) as client:
+        await filled(client)
+        asking = [asyncio.create_task(client.get("/health")) for _ in range(50)]
+        while not looks:
+            await asyncio.sleep(0)
+        asking[0].cancel()  # the one that began does not take the others along
+        go_on.set()
+        told = await asyncio.gather(*asking, return_exceptions=True)
+        later = await client.get("/health")
+    assert [answer.status_code for answer in told[1:]] == [200] * 49
+    assert later.json() == told[1].json()
+    assert looks == ["models", "stats"]
+
+
+async def test_health_without_a_key_counts_nothing(tmp_path):
+    shown, entry = new_key()
+    add_key(tmp_path / "keys.json", entry)
+    asked = []
+
+    class CountingFleet(FakeFleet):
+        async def collection_stats(self, collection):
+            asked.append(collection.name)
+            return await super().collection_stats(collection)
+
+        async def state(self):
+            asked.append("state")
+            return await super().state()
+
+    async with gateway_client(CountingFleet(), keys_file=tmp_path / "keys.json") as client:
+        key = {"x-api-key": shown}
+        for name in ("a", "b", "c"):
+            await client.put(f"/collections/{name}", headers=key)
+        for _ in range(3):
+            assert (await client.get("/health")).json()["index_available"] is True
+        assert asked == ["a"]
+        await client.get("/health", headers=key)
+        assert sorted(asked) == ["a", "a", "b", "c", "state"]
 
 
 async def test_metrics_tell_of_requests_queues_and_workers():
