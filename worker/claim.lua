@@ -11,11 +11,12 @@
 -- it is being worked on, '*' for the whole job; worker/quarantine.py goes on from there.
 -- A job whose shard would go into a merge queue that is full is parked, out of the others' way,
 -- until whoever claims from that merge queue has made room.
--- Returns {1 if a suspect waits until nothing is in flight, jobs}, one array a job: id, execution,
---       its queue, this claim's time in us, its data,
---       then the values of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ
---       Queue. Data of more than LARGE bytes is left out, for the caller to fetch: Redis hashes
---       every string that a script touches, byte by byte.
+-- Returns {1 if a suspect waits until nothing is in flight, jobs, what was dropped as no job}
+--       one array a job: id, execution, its queue, this claim's time in us, its data, then the values
+--       of the fields in FIELDS. A job without vf_cost was enqueued by a stock RQ Queue. Data of more
+--       than LARGE bytes is left out, for the caller to fetch: Redis hashes every string that a
+--       script touches, byte by byte.
+--       What was dropped: queue, count and so on. Jobs that were cancelled are not among it.
 local MOST_QUEUES = 32  -- of one line; they change with each turn
 local MOST_DROPPED = 1024  -- jobs that are gone or parked, in one call
 local MOST_UNPARKED = 64
@@ -130,6 +131,8 @@ local function unpark(merge)
       add('vf:load:' .. merge, 'parked_', -cost, -size, -1)
       add('vf:load:' .. job[2], '', cost, size, 1)
       redis.call('LPUSH', 'rq:queue:' .. job[2], back[at])
+      -- Empty as it was, it may have been forgotten (forget.lua).
+      redis.call('SADD', 'rq:queues', 'rq:queue:' .. job[2])
       join_line(job[2])
       ring(job[2])
     end
@@ -167,7 +170,7 @@ local function find_queues()
   return found
 end
 
-local claimed, is_quarantined, waits_for_calm, dropped = {}, false, 0, 0
+local claimed, is_quarantined, waits_for_calm, dropped, no_jobs = {}, false, 0, 0, {}
 local all_tokens, all_bytes = 0, 0
 
 -- Take the job at the head of a queue, when its ask has room for it.
@@ -178,10 +181,11 @@ local function take_first(entry, ask)
   local key = 'rq:job:' .. id
   local job = redis.pcall('HMGET', key, unpack(ask_for))
   -- What is no hash is no job, and an id of other characters none that anybody could settle.
-  if job.err or #id > MOST_CHARACTERS or not string.match(id, NAME)
-    or is_left_over(job, entry.queue) then
+  local is_no_job = job.err or #id > MOST_CHARACTERS or not string.match(id, NAME)
+  if is_no_job or is_left_over(job, entry.queue) then
     redis.call('LPOP', entry.list)
     entry.is_touched, dropped = true, dropped + 1
+    if is_no_job then entry.no_jobs = (entry.no_jobs or 0) + 1 end
     return 0
   end
   local wrong, size = wrong_fields(job), redis.call('HSTRLEN', key, 'data')
@@ -209,7 +213,8 @@ local function take_first(entry, ask)
   if gone or parks then
     dropped = dropped + 1
     if gone then
-      redis.call('DEL', key)
+      local was_there = redis.call('DEL', key) == 1
+      if was_there and size == 0 then entry.no_jobs = (entry.no_jobs or 0) + 1 end
     else
       entry.parked_tokens = (entry.parked_tokens or 0) + cost
       entry.parked_bytes = (entry.parked_bytes or 0) + size
@@ -253,15 +258,30 @@ local function claim_from(queues, ask)
   end
 end
 
+-- Stock tools have emptied a queue: it would keep its place in the line, which others wait for, and
+-- a merge queue its sums, which others are refused for.
+local function leave_if_emptied(entry)
+  if not entry.place and redis.call('EXISTS', 'vf:load:' .. entry.queue) == 0 then return end
+  if redis.call('EXISTS', entry.list) == 1 then return end  -- what was parked is back
+  leave_line(entry.queue)
+  if redis.call('EXISTS', 'vf:line:' .. line_of(entry.queue)) == 1 then ring(entry.queue) end
+end
+
 -- Bring what is told of a queue in line with its list.
 local function tidy(entry)
   local queue = entry.queue
   if not entry.is_touched then
+    if entry.is_empty then leave_if_emptied(entry) end
     unpark_if_there_is_room(queue)
     return
   end
+  if entry.no_jobs then
+    no_jobs[#no_jobs + 1], no_jobs[#no_jobs + 2] = queue, entry.no_jobs
+  end
   local line = line_of(queue)
   if entry.place then redis.call('ZADD', 'vf:line:' .. line, 'XX', text(entry.place), queue) end
+  -- Only of the queues in the set are the dead's jobs rescued, whoever pushed them.
+  redis.call('SADD', 'rq:queues', entry.list)
   if entry.jobs then
     add('vf:load:' .. queue, '', -entry.tokens, -entry.bytes, -entry.jobs)
     count_all(queue, (entry.parked_tokens or 0) - entry.tokens,
@@ -278,6 +298,7 @@ local found = find_queues()
 -- A suspect at the head of any queue goes first, once there is nothing else in flight.
 for _, entry in ipairs(found) do
   local id = redis.call('LINDEX', entry.list, 0)
+  entry.is_empty = not id
   local attempts = id and redis.pcall('HGET', 'rq:job:' .. id, 'vf_attempts')
   if type(attempts) == 'string' and (tonumber(attempts) or 0) > 0 then
     if ARGV[ASKED + 5 * entry.k] == '1' then
@@ -303,4 +324,4 @@ for k = 1, #KEYS do
   if is_quarantined then break end
 end
 for _, entry in ipairs(found) do tidy(entry) end
-return {waits_for_calm, claimed}
+return {waits_for_calm, claimed, no_jobs}

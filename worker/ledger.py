@@ -7,6 +7,7 @@ runs these scripts against RQ's own handlers, so that a version that moves a key
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from vecfleet.worker.roster import Roster, rq_time
 from vecfleet.worker.settle_call import rq_reason, settle_arguments
 from vecfleet.worker.tenant_queues import TenantQueues
 
+log = logging.getLogger(__name__)
+
 _FOLDER = Path(__file__).parent
-_RQ_VERSION = "2.12"
 _RESCUE_AT_ONCE = 256
 MAX_CONDEMNED = 8  # texts of one job; one that still kills is buried whole
 _DATA = 4  # place of the data in a row of claim.lua's answer
@@ -125,8 +127,11 @@ class Ledger:
             for ask in asks
         ]
         with translated():
-            waits_for_calm, rows = self._claim(keys=names, args=arguments)
+            waits_for_calm, rows, dropped = self._claim(keys=names, args=arguments)
             self._fetch_large(rows)
+        for name, count in zip(dropped[::2], dropped[1::2], strict=True):
+            queue = ascii(name.decode(errors="replace"))
+            log.warning("dropped %d entries of queue %s that are no jobs", count, queue)
         jobs = [decode_claim(row, keys.QueueName.parse(row[2].decode())) for row in rows]
         return jobs, waits_for_calm == 1
 

@@ -36,14 +36,13 @@ class WriterLease:
         self.token = 0
 
     def acquire(self, stop: threading.Event) -> bool:
-        """Wait for the lease, then draw a token; False when ``stop`` came first."""
+        """Wait for the lease and its token; False when ``stop`` came first."""
         told = False
         while not stop.is_set():
             with translated():
-                if self._do("take"):
-                    # Microseconds of Redis TIME: greater than any token drawn before.
-                    seconds, micros = cast(Any, self._redis.time())
-                    self.token = seconds * 1_000_000 + micros
+                if token := self._do("take"):
+                    # Microseconds of Redis TIME: greater than that of any lease taken before.
+                    self.token = token
                     return True
                 holder = cast(Any, self._redis.get(self._key))
             if holder is not None and self._is_dead(holder.decode()):
@@ -56,10 +55,9 @@ class WriterLease:
             stop.wait(0.5)
         return False
 
-    def _do(self, action: str, holder: str = "") -> bool:
+    def _do(self, action: str, holder: str = "") -> int:
         names = [self._key, f"{self._key}:none"]
-        done = self._script(keys=names, args=[action, holder or self._holder, self._ttl_ms])
-        return bool(done == 1)
+        return int(self._script(keys=names, args=[action, holder or self._holder, self._ttl_ms]))
 
     def renew(self) -> None:
         """Keep the lease; raises ``StaleWriter`` when another has taken it."""

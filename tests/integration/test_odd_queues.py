@@ -1,0 +1,127 @@
+"""Queues that were forgotten, emptied by others, or hold what is no job; on each Redis there is."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from rq import Queue
+from servers import wait_until
+
+from vecfleet.common import codec, keys
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
+from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.worker.job import Answer, Commit, HandOn, Settlement
+from vecfleet.worker.ledger import Ask, Ledger
+
+EVERYONE = keys.embed_queue("5pace", "bulk", keys.EVERY_TENANT)
+MERGE = keys.merge_queue("c0ffee" * 5 + "00", "acme")
+
+
+def of(tenant: str) -> keys.QueueName:
+    return EVERYONE.of(tenant)
+
+
+@pytest.fixture
+def client(redis_server_factory, each_redis_binary):
+    server = redis_server_factory(binary=each_redis_binary, append_only=False)
+    with connect(server.url) as connection:
+        connection.url = server.url
+        yield connection
+
+
+@pytest.fixture
+async def queues(client):
+    async with connect_async(client.url) as connection:
+        yield QueueClient(connection)
+
+
+def jobs(name: str, count: int, tokens: int = 10) -> list[NewJob]:
+    data = codec.pack_call("vecfleet.embed", {})
+    return [NewJob(f"{name}-{n}", data, tokens, n, 1) for n in range(count)]
+
+
+def ask(most: int) -> list[Ask]:
+    return [Ask(EVERYONE, most, 1_000_000)]
+
+
+# Parked and forgotten
+
+
+async def test_a_parked_job_is_rescued_although_its_queue_was_forgotten(client, queues):
+    await queues.enqueue(of("acme"), jobs("j", 2), Route(merge_queue=str(MERGE)))
+    dying = Ledger(client, "dying", lease_s=0.05, max_merge_bytes=100)
+    other = Ledger(client, "other", max_merge_bytes=100)
+    (first,) = dying.claim(ask(1))
+    assert dying.settle([Settlement(first, HandOn(str(MERGE), b"s" * 500, 1))]) == [True]
+    assert dying.claim(ask(9)) == []
+    assert client.lrange(f"vf:parked:{MERGE}", 0, -1) == [b"j-1"]
+    other.rescue([EVERYONE])
+    other.roster.sweep([EVERYONE])
+    name = keys.queue_list(of("acme"))
+    assert not client.sismember(keys.QUEUES, name)
+    (shard,) = other.claim([Ask(MERGE, 9, 1_000_000)])
+    assert other.settle([Settlement(shard, Commit(1, {}))]) == [True]
+    assert other.claim([Ask(MERGE, 9, 1_000_000)]) == []
+    assert client.sismember(keys.QUEUES, name), "people see it wait"
+    (second,) = dying.claim(ask(9))
+    assert second.id == "j-1"
+    assert wait_until(lambda: other.rescue([EVERYONE]) == (1, 0))
+
+
+async def test_what_was_pushed_by_hand_is_rescued_too(client, queues):
+    await queues.enqueue(of("acme"), jobs("j", 1))
+    client.srem(keys.QUEUES, keys.queue_list(of("acme")))
+    dying, other = Ledger(client, "dying", lease_s=0.01), Ledger(client, "other")
+    assert len(dying.claim(ask(9))) == 1
+    assert wait_until(lambda: other.rescue([EVERYONE]) == (1, 0))
+
+
+# Emptied by stock tools
+
+
+async def test_emptied_queues_keep_nobody_out(client, queues):
+    """More of them than one claim looks at, all of them ahead of the one with a job."""
+    for n in range(70):
+        await queues.enqueue(of(f"t{n:02d}"), jobs(f"t{n}", 1))
+    for n in range(69):
+        Queue(str(of(f"t{n:02d}")), connection=client).empty()
+    mine = Ledger(client, "w")
+    bell = keys.bell(EVERYONE)
+    claimed = []
+    for _ in range(3):
+        assert client.lpop(bell), "it is called again at once"
+        claimed += mine.claim(ask(9))
+    assert [job.id for job in claimed] == ["t69-0"]
+    assert mine.settle([Settlement(job, Answer({})) for job in claimed]) == [True]
+    assert client.keys("vf:line:*") == client.keys("vf:load:*") == client.keys("vf:sum:*") == []
+
+
+async def test_an_emptied_merge_queue_is_not_full(client, queues):
+    mine = Ledger(client, "w", max_merge_bytes=100)
+    await queues.enqueue(of("acme"), jobs("j", 2), Route(merge_queue=str(MERGE)))
+    (first,) = mine.claim(ask(1))
+    mine.settle([Settlement(first, HandOn(str(MERGE), b"s" * 500, 1))])
+    assert mine.claim(ask(9)) == []  # parked
+    Queue(str(MERGE), connection=client).empty()
+    assert mine.claim([Ask(MERGE, 9, 1_000_000)]) == []
+    assert [job.id for job in mine.claim(ask(9))] == ["j-1"]
+    assert client.keys("vf:sum:*") == []
+
+
+# No jobs
+
+
+async def test_what_is_no_job_is_told(client, queues, caplog):
+    client.set("rq:job:a-string", "secret")
+    client.hset("rq:job:no-data", "status", "queued")
+    client.rpush(keys.queue_list(of("acme")), "a-string", "no data: at all", "x" * 300, "no-data")
+    await queues.enqueue(of("acme"), jobs("cancelled", 1))
+    await queues.enqueue(of("acme"), jobs("good", 1))
+    await queues.cancel(["cancelled-0"])
+    mine = Ledger(client, "w")
+    with caplog.at_level(logging.WARNING):
+        assert [job.id for job in mine.claim(ask(9))] == ["good-0"]
+        assert mine.claim(ask(9)) == []
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == f"dropped 4 entries of queue {str(of('acme'))!r} that are no jobs"
