@@ -21,6 +21,7 @@ import redis
 
 from vecfleet.common.errors import ConfigError, RedisUnavailable, VecfleetError
 from vecfleet.common.redis_client import connect, translated
+from vecfleet.fleet.append_only import make_whole
 from vecfleet.fleet.console import log_line
 from vecfleet.fleet.process import dies_with_parent
 
@@ -137,7 +138,12 @@ def free_port() -> int:
 
 
 def redis_arguments(
-    binary: RedisBinary, address: RedisAddress, data_dir: Path, *, append_only: bool = True
+    binary: RedisBinary,
+    address: RedisAddress,
+    data_dir: Path,
+    *,
+    append_only: bool = True,
+    max_memory_bytes: int = 0,
 ) -> list[str]:
     """The command line of a Redis that keeps its data in ``data_dir`` and loses nothing quietly.
 
@@ -161,6 +167,7 @@ def redis_arguments(
         # 64 MB, the default, cost a tenth of the whole pipeline's CPU. Half a gigabyte loads in
         # a few seconds.
         "auto-aof-rewrite-min-size": "512mb",
+        "maxmemory": str(max_memory_bytes),  # 0: whatever there is
         "maxmemory-policy": "noeviction",
         # A job's result is a stream of one entry; RQ's readers see the last one.
         "stream-node-max-bytes": "256",
@@ -238,6 +245,7 @@ class RedisServer:
     def start(self) -> RedisServer:
         """Start and wait until it answers; raises ``RedisUnavailable`` with its last lines."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
+        make_whole(self.binary.path, self.data_dir)
         arguments = redis_arguments(
             self.binary, self.address, self.data_dir, append_only=self._append_only
         )

@@ -54,6 +54,8 @@ class ChildSpec:
     max_failed_starts: int = MAX_FAILED_STARTS  # in a row, while the fleet comes up
     turn: asyncio.Lock | None = field(default=None, repr=False, compare=False)
     shows_itself: bool = True  # in Redis, once it is at work
+    # Run in a thread before each start; what it returns is told.
+    prepare: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -161,7 +163,14 @@ class Supervisor:
             try:
                 if child.stopping.is_set():
                     break
+                if child.spec.prepare is not None and (
+                    said := await asyncio.to_thread(child.spec.prepare)
+                ):
+                    self._tell(child, said)
                 code = await self._run_once(child)
+            except VecfleetError as error:
+                self._fail(error)
+                return
             except OSError as error:
                 self._fail(ConfigError(f"cannot run {child.spec.command[0]}: {error}"))
                 return

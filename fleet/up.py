@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from vecfleet.common import keys
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.settings import FLEET_FILE, Settings
+from vecfleet.fleet.append_only import make_whole
 from vecfleet.fleet.console import FLEET, Console, log_line
 from vecfleet.fleet.machine import answers, check_port, locked
 from vecfleet.fleet.pool import group_size, sized, worker_specs
 from vecfleet.fleet.presence import note_ready
 from vecfleet.fleet.process import role_command
 from vecfleet.fleet.redis_server import (
+    RedisBinary,
     find_redis_server,
     free_port,
     is_ready,
@@ -42,6 +45,7 @@ from vecfleet.fleet.worker_plan import (
     plan_workers,
 )
 from vecfleet.worker.machine import read_gpus
+from vecfleet.worker.resources import host_memory
 
 _POLL_S = 0.1
 _PATIENCE_S = 15.0  # between two lines that tell what the start waits for
@@ -102,7 +106,9 @@ class Fleet:
         check_port(self._settings.host, self._port)
         binary = find_redis_server()
         (self._data / "redis").mkdir(exist_ok=True)
-        arguments = redis_arguments(binary, self._address, self._data / "redis")
+        folder = self._data / "redis"
+        memory = redis_memory_bytes(self._settings, host_memory().total_bytes)
+        arguments = redis_arguments(binary, self._address, folder, max_memory_bytes=memory)
         self._say(f"starting with {binary}, data in {self._data}")
         self._supervisor.start(
             ChildSpec(
@@ -111,6 +117,7 @@ class Fleet:
                 drain_s=_REDIS_DRAIN_S,
                 death_signal=signal.SIGTERM,  # it writes its file to the end
                 shows_itself=False,
+                prepare=lambda: _make_whole(binary, folder),
             )
         )
         await self._until(lambda: [] if is_ready(self.redis_url) else ["redis"])
@@ -225,6 +232,21 @@ class Fleet:
 
     def _say(self, message: str) -> None:
         self._output(FLEET, log_line(message))
+
+
+def redis_memory_bytes(settings: Settings, total_bytes: int) -> int:
+    """What this fleet's Redis may hold: all that the limits let wait, and half of that again.
+
+    At most half of what the machine has, ``total_bytes``.
+    """
+    lines = len(keys.LANES) * (2 if settings.reranker else 1)
+    waiting = lines * settings.max_shared_bytes + settings.max_unmerged_bytes
+    return min(waiting * 3 // 2, total_bytes // 2)
+
+
+def _make_whole(binary: RedisBinary, folder: Path) -> str:
+    lost = make_whole(binary.path, folder)
+    return f"its file ended in half a transaction; {lost} bytes were cut off" if lost else ""
 
 
 def _groups(settings: Settings, models: Sequence[PlannedModel]) -> list[Group]:

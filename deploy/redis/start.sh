@@ -5,7 +5,8 @@
 #
 # PASSWORDS is a folder with a file for each user (see passwords.sh), named redis_USER or USER. Redis
 # gets the SHA-256 of each. A user without a file has no password and cannot log in.
-# REDIS_SERVER names another program, ACL_FILE another place for the users than /tmp/users.acl.
+# REDIS_SERVER and REDIS_CHECK_AOF name other programs, ACL_FILE another place for the users than
+# /tmp/users.acl.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -30,5 +31,19 @@ while read -r word name state rest; do
   fi
   echo "user $name $state $rest" >> "$acl"
 done < "$here/users.acl"
+
+# After a power cut the file may end in half a transaction. Redis would leave it there, and carry it out
+# at a later start. Bytes that belong to no command are left for Redis to refuse.
+check=${REDIS_CHECK_AOF:-redis-check-aof}
+damaged='format error|Expected prefix|Expected \\r\\n, got: (0[1-9a-f]|[1-9a-f].)(0[1-9a-f]|[1-9a-f].)'
+data=$(sed -n 's/^dir //p' "$here/redis.conf")
+for file in "$data/appendonlydir/appendonly.aof.manifest" "$data/appendonly.aof"; do
+  [ -f "$file" ] || continue
+  found=$("$check" "$file" < /dev/null) && continue
+  if ! printf %s "$found" | grep -Eq "$damaged"; then
+    echo "start.sh: $file ends in half a transaction, which is cut off" >&2
+    echo y | "$check" --fix "$file"
+  fi
+done
 
 exec "${REDIS_SERVER:-redis-server}" "$here/redis.conf" --aclfile "$acl" "$@"

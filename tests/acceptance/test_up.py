@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 from servers import Process, process_exists, wait_until
 
 from vecfleet.common.redis_client import connect
@@ -95,6 +96,32 @@ def test_it_serves_and_a_stop_drains_it_in_order(up: Callable[..., Up]) -> None:
     drains = [f"{role} drains" for role in reversed(ROLES)]
     assert [message for message in said if message in drains] == drains
     assert not [pid for pid in pids.values() if process_exists(pid)]
+
+
+def test_its_redis_is_bounded_and_mended_before_it_starts(up: Callable[..., Up]) -> None:
+    fleet = up().ready()
+    with connect(fleet.redis_url()) as client:
+        most = int(client.config_get("maxmemory")["maxmemory"])
+        assert 1 << 30 <= most <= 6 << 30  # two lanes of 1 GiB and 2 of merging, and half again
+        client.eval("redis.call('SET', 'a', '1') redis.call('SET', 'b', '2')", 0)
+    redis = fleet.children()["redis"]
+    os.kill(redis, signal.SIGSTOP)
+    data = fleet.data / "redis"
+    file = next(iter(data.glob("appendonlydir/*.incr.aof")), data / "appendonly.aof")
+    with file.open("ab") as grown:
+        grown.write(b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n3\r\n")
+    os.kill(redis, signal.SIGKILL)
+    fleet.process.wait_for_line("half a transaction")
+
+    def again() -> bool:
+        try:
+            with connect(fleet.redis_url()) as client:
+                return bool(client.get("a") == b"1")
+        except RedisError:
+            return False
+
+    wait_until(again, 30, "Redis with what it held")
+    assert fleet.process.stop(60) == 0
 
 
 def test_what_was_ingested_is_found_after_a_restart(up: Callable[..., Up]) -> None:

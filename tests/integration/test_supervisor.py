@@ -271,6 +271,31 @@ async def test_a_wrong_setting_is_not_tried_again() -> None:
     await watched.supervisor.stop()
 
 
+async def test_what_must_be_done_before_a_start_is_done_before_each(tmp_path: Path) -> None:
+    watched = Watched()
+    told = iter(["mended", "", "never"])
+    watched.supervisor.start(spec("one", WAITS, prepare=lambda: next(told)))
+    await watched.said("one", "up")
+    assert any("mended" in line for name, line in watched.lines if name == "one")
+    os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+    await watched.said("one", "up", times=2)
+    assert next(told) == "never"
+    await watched.supervisor.stop()
+
+
+async def test_what_cannot_be_prepared_is_not_started() -> None:
+    def fail() -> str:
+        raise ConfigError("the file cannot be mended")
+
+    watched = Watched()
+    watched.supervisor.start(spec("one", WAITS, prepare=fail))
+    async with asyncio.timeout(30):
+        error = await watched.supervisor.failure()
+    assert "cannot be mended" in str(error)
+    assert ("started", "one") not in watched.events
+    await watched.supervisor.stop()
+
+
 async def test_a_program_that_is_not_there_is_named() -> None:
     watched = Watched()
     watched.supervisor.start(ChildSpec("gone", ("/no/such/program",)))
