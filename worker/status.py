@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from vecfleet.worker.engine import Engine
+from vecfleet.worker.engine import Engine, EngineStats
 
 _HALF_LIFE_S = 10.0
+_FULL_STEPS = 2  # with so many steps' worth of texts waiting an engine does what it can
 
 
 class EngineStatus:
     """Turns an engine's counters into rates."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._clock = clock
         self._before = engine.stats
-        self._at = clock()
         self._tokens_per_s = 0.0
+        self._was_full = False
 
     def fields(self) -> dict[str, str | int | float]:
-        """For ``vf:worker:{worker}``. The rate is that of busy time: what the engine can do."""
-        stats, now = self._engine.stats, self._clock()
-        busy_s = stats.busy_s - self._before.busy_s
-        if busy_s > 0:
-            rate = (stats.tokens - self._before.tokens) / busy_s
-            weight = 1.0 if not self._tokens_per_s else 1 - 0.5 ** (busy_s / _HALF_LIFE_S)
-            self._tokens_per_s += weight * (rate - self._tokens_per_s)
-        self._before, self._at = stats, now
+        """For ``vf:worker:{worker}``. The rate is that of busy time: what the engine can do.
+
+        Steps that are not full tell too little: a single query takes nearly as long as twenty. So
+        ``was_full`` says whether there was ever enough to do, and a lower rate counts only then.
+        """
+        stats = self._engine.stats
+        self._learn(stats)
+        self._before = stats
         return {
             "role": "worker",
             "device": self._engine.device,
             "model": self._engine.card.name,
             "tokens_per_s": round(self._tokens_per_s, 1),
+            "was_full": int(self._was_full),
             "tokens": stats.tokens,
             "bulk_tokens": stats.bulk_tokens,
             "texts": stats.texts,
@@ -42,3 +40,17 @@ class EngineStatus:
             "pending_tokens": stats.pending_tokens,
             "bulk_step_p50_ms": round(stats.bulk_step_p50_s * 1000, 2),
         }
+
+    def _learn(self, stats: EngineStats) -> None:
+        busy_s = stats.busy_s - self._before.busy_s
+        steps = stats.steps - self._before.steps
+        if busy_s <= 0 or steps <= 0:
+            return
+        tokens = stats.tokens - self._before.tokens
+        rate = tokens / busy_s
+        is_full = stats.pending_tokens >= _FULL_STEPS * tokens / steps
+        if rate > self._tokens_per_s or (is_full and not self._was_full):
+            self._tokens_per_s = rate
+        elif is_full:
+            self._tokens_per_s += (1 - 0.5 ** (busy_s / _HALF_LIFE_S)) * (rate - self._tokens_per_s)
+        self._was_full |= is_full
