@@ -34,6 +34,9 @@ class _Cancellable(AbstractConnection):
                 await super().send_packed_command(command, check_health=False)
         except TimeoutError:
             raise redis.exceptions.TimeoutError("Timeout writing to socket") from None
+        except RuntimeError as error:
+            # uvloop's word for a connection that was cut before we wrote.
+            raise redis.exceptions.ConnectionError(f"writing to socket: {error}") from error
         finally:
             self.socket_timeout = limit_s
 

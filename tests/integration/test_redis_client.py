@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 import pytest
+import uvloop
 
 from vecfleet.common.errors import RedisUnavailable
 from vecfleet.common.redis_client import connect_async, translated
@@ -35,3 +36,17 @@ async def test_a_server_that_takes_nothing_is_told(monkeypatch):
             async with asyncio.timeout(20):
                 with pytest.raises(RedisUnavailable), translated():
                     await client.set("large", bytes(64 << 20))
+
+
+def test_a_connection_that_was_cut_before_a_write_is_told_as_such(redis_url):
+    """uvloop, which runs the gateway, has a RuntimeError for it."""
+
+    async def write_after_the_cut() -> None:
+        async with connect_async(redis_url) as client:
+            connection = await client.connection_pool.get_connection()
+            connection._writer.transport.abort()
+            with pytest.raises(RedisUnavailable), translated():
+                await connection.send_command("PING")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_after_the_cut())
