@@ -310,7 +310,7 @@ async def lost_reply():
 
     def read(self, *args, **kwargs):
         reply = original(self, *args, **kwargs)
-        is_claim = isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], list)
+        is_claim = isinstance(reply, list) and len(reply) == 3 and isinstance(reply[1], list)
         if state["left"] and is_claim and reply[1]:
             state["left"] = 0
             self.disconnect()
