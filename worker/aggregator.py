@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 MAX_APPLY_BYTES = 64 << 20  # of one segment's shards; bounds the memory of one commit
 # While shards keep coming, they are gathered: a commit costs about the same for one as for twenty.
 COMMIT_EVERY_S = 0.1
-_RETRY_S = 1.0
+# Before a collection that cannot be written is tried again. Its shards go back to Redis meanwhile,
+# where they keep neither the window nor, as suspects, everything else from the other collections.
+_FIRST_REST_S, _MOST_REST_S = 1.0, 8.0
 _MAINTAIN_S = 0.5
 _WATERMARK_S = 10.0
 _WATERMARK_MEMBERS = 10_000
@@ -84,6 +86,7 @@ class Aggregator:
         self._watermark_at: dict[str, float] = {}  # when each is due, by uid
         self._drains: set[asyncio.Task[None]] = set()
         self._out_of_service: set[str] = set()  # uids whose manifest cannot be read
+        self._rests_s: dict[str, float] = {}  # by uid, of those that could not be written last
         self._deleted: dict[str, str] = {}  # the tenants, by uid
         self._tenants: frozenset[str] = frozenset()  # that have or had a collection
         self.discarded = 0  # shards of collections that were deleted
@@ -93,6 +96,9 @@ class Aggregator:
         for collection in self._catalog.list():
             try:
                 self._adopt(collection)
+            except Unavailable as error:
+                self._collections[collection.uid] = collection
+                log.error("cannot open %s, trying again with its shards: %s", collection.uid, error)
             except (CorruptManifest, SpaceMismatch) as error:
                 self._collections[collection.uid] = collection
                 self._retire(collection.uid, error)
@@ -238,28 +244,32 @@ class Aggregator:
         del self._waiting[uid]
 
     async def _applied(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
-        """Apply ``jobs``, again and again while the disk is full; their leases are kept alive.
+        """Apply ``jobs``; release them while the disk is full.
 
         An error that nobody foresaw is charged to the job that causes it alone.
         """
-        while True:
-            try:
-                return await self.on_disk(lambda: self._apply(uid, jobs))
-            except StaleWriter:
-                # Nothing is settled: the jobs are released for whoever holds the index now.
-                self._on_stale()
+        try:
+            outcomes = await self.on_disk(lambda: self._apply(uid, jobs))
+        except StaleWriter:
+            # Nothing is settled: the jobs are released for whoever holds the index now.
+            self._on_stale()
+            await asyncio.Event().wait()
+            raise
+        except Unavailable as error:
+            rest_s = min(2 * self._rests_s.get(uid, _FIRST_REST_S / 2), _MOST_REST_S)
+            self._rests_s[uid] = rest_s
+            log.error("cannot merge into %s, trying again in %g s: %s", uid, rest_s, error)
+            return [Release(rest_s) for _ in jobs]
+        except Exception as error:
+            if await self.on_disk(self._is_stale):
+                self._on_stale()  # whatever it was, it is no job's fault
                 await asyncio.Event().wait()
-            except Unavailable as error:
-                log.error("cannot merge into %s, trying again: %s", uid, error)
-                await asyncio.sleep(_RETRY_S)
-            except Exception as error:
-                if await self.on_disk(self._is_stale):
-                    self._on_stale()  # whatever it was, it is no job's fault
-                    await asyncio.Event().wait()
-                log.exception("cannot merge %d shards into %s", len(jobs), uid)
-                if len(jobs) == 1:
-                    return [Failure(JobFailed(f"cannot be merged: {error}"))]
-                return [outcome for job in jobs for outcome in await self._applied(uid, [job])]
+            log.exception("cannot merge %d shards into %s", len(jobs), uid)
+            if len(jobs) == 1:
+                return [Failure(JobFailed(f"cannot be merged: {error}"))]
+            return [outcome for job in jobs for outcome in await self._applied(uid, [job])]
+        self._rests_s.pop(uid, None)
+        return outcomes
 
     def _is_stale(self) -> bool:
         try:
@@ -280,7 +290,7 @@ class Aggregator:
         return batch
 
     def _apply(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
-        writer = self._writers.get(uid)
+        writer = self._writers.get(uid) or self._opened_late(uid)
         if writer is None and not self._catalog.was_deleted(uid):
             return [Release() for _ in jobs]  # claimed before the collection went out of service
         if writer is None:
@@ -302,6 +312,17 @@ class Aggregator:
         for applied in report:
             outcomes[applied.shard_id] = _outcome(applied, jobs)
         return [outcomes[job.id] for job in jobs]
+
+    def _opened_late(self, uid: str) -> PartitionWriter | None:
+        """The writer of a collection that could not be opened when it was tried last."""
+        collection = self._collections.get(uid)
+        if collection is None or uid in self._out_of_service:
+            return None
+        try:
+            self._adopt(collection)
+        except (CorruptManifest, SpaceMismatch) as error:
+            self._retire(uid, error)
+        return self._writers.get(uid)
 
     def _retire(self, uid: str, error: VecfleetError) -> None:
         """Take a collection out of service: its files stay as they are, its shards in Redis."""

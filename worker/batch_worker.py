@@ -83,6 +83,7 @@ class BatchWorker:
         self._on_broken = on_broken or (lambda: None)
         self._running: dict[str, _Running] = {}  # by execution; the loop's thread writes
         self._outcomes: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
+        self._rests_until: dict[keys.QueueName, float] = {}  # time.monotonic
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
@@ -141,7 +142,7 @@ class BatchWorker:
                 continue
             if window.wait_for_room(_ROOM_WAIT_S) is None:
                 continue
-            mine = [name for name in self._queues() if name.lane == lane]
+            mine = [name for name in self._queues() if name.lane == lane and not self._rests(name)]
             turn = turn + 1 if turn < len(mine) - 1 else 0
             mine = mine[turn:] + mine[:turn]  # what is first has the first right to the room
             try:
@@ -171,6 +172,9 @@ class BatchWorker:
         return self._ledger.claim_or_wait(
             [Ask(name, room.jobs, room.tokens, room.bytes, is_alone) for name in mine]
         )
+
+    def _rests(self, name: keys.QueueName) -> bool:
+        return time.monotonic() < self._rests_until.get(name, 0.0)
 
     def _take(self, jobs: Sequence[ClaimedJob], window: Window) -> None:
         for job in jobs:
@@ -270,9 +274,11 @@ class BatchWorker:
         except Exception as error:
             batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
         for settlement in batch:
-            self._outcomes.put(settlement)
+            self._finish(settlement.job, settlement.outcome)
 
     def _finish(self, job: ClaimedJob, outcome: Outcome) -> None:
+        if isinstance(outcome, Release) and outcome.rest_s:
+            self._rests_until[job.queue] = time.monotonic() + outcome.rest_s
         self._outcomes.put(Settlement(job, outcome))
 
     def _drop(self, job: ClaimedJob) -> None:

@@ -101,7 +101,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The job goes back to the front of its queue, uncharged: it cannot be done here now."""
+    """The job goes back to the front of its queue, uncharged: it cannot be done here now.
+
+    For ``rest_s`` this worker claims nothing more from that queue, if it asks for it by name.
+    """
+
+    rest_s: float = 0.0
 
 
 Outcome = Answer | HandOn | Commit | Failure | Release
