@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from vecfleet.common.errors import InvalidInput
 from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT, QueueName, merge_queue, search_queue
+from vecfleet.common.plain import build
 
 VersionMode = Literal["assigned", "given"]
 IndexPolicy = Literal["auto", "articles", "exact"]
@@ -40,9 +41,9 @@ class CollectionSpec:
         return asdict(self)
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> CollectionSpec:
-        """The spec that ``to_wire`` wrote; fields a newer version added are ignored."""
-        return cls(**{name: wire[name] for name in cls.__dataclass_fields__ if name in wire})
+    def from_wire(cls, wire: object) -> CollectionSpec:
+        """The spec that ``to_wire`` wrote; raises ``CorruptPayload`` for what it did not."""
+        return build(cls, wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,6 @@ class Collection:
         return asdict(self)
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> Collection:
-        """The record that ``to_wire`` wrote."""
-        return cls(**{**wire, "spec": CollectionSpec.from_wire(wire["spec"])})
+    def from_wire(cls, wire: object) -> Collection:
+        """The record that ``to_wire`` wrote; raises ``CorruptPayload`` for what it did not."""
+        return build(cls, wire)

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import isfinite
 from typing import Any, cast
 
 import redis.asyncio
@@ -14,6 +16,7 @@ import redis.asyncio
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import (
+    CorruptPayload,
     InvalidInput,
     SpaceMismatch,
     Unavailable,
@@ -23,11 +26,14 @@ from vecfleet.common.errors import (
 )
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
+from vecfleet.common.rare_log import RareLog
 from vecfleet.common.redis_client import translated
 
 log = logging.getLogger(__name__)
+rare = RareLog(log)
 
 _FRESH_S = 1.0
+_KEPT_RECORDS = 1024
 _USABLE_S = 5.0  # older than fresh, but good enough while they are read again
 
 _PUBLISHED_AFTER_S = 5.0
@@ -128,11 +134,9 @@ class Directory:
             seconds, micros = cast(Any, await self._redis.time())
             now_ms = seconds * 1000 + micros // 1000
             rows = cast(Any, await self._redis.zrange(keys.MODELS, 0, -1, withscores=True))
-            names = [name.decode() for name, _ in rows]
+            names = [name.decode(errors="replace") for name, _ in rows]
             raw = cast(Any, await self._redis.mget([keys.model(n) for n in names])) if names else []
-            cards = [
-                None if card is None else ModelCard.from_wire(codec.loads(card)) for card in raw
-            ]
+            cards = [None if card is None else _card_of(card) for card in raw]
             pipe = self._redis.pipeline(transaction=False)
             for card in cards:
                 if card is not None:
@@ -140,7 +144,11 @@ class Directory:
                     pipe.zrangebyscore(keys.live(pool), now_ms, "+inf")
             alive = iter(await pipe.execute())
         served = [
-            ServedModel(card, tuple(worker.decode() for worker in next(alive)), int(seen))
+            ServedModel(
+                card,
+                tuple(worker.decode(errors="replace") for worker in next(alive)),
+                int(_number(seen)),
+            )
             for card, (_, seen) in zip(cards, rows, strict=True)
             if card is not None
         ]
@@ -157,7 +165,7 @@ class Directory:
             for worker in workers:
                 pipe.hget(keys.worker(worker), "tokens_per_s")
             return {
-                worker: float(rate or 0)
+                worker: _number(rate)
                 for worker, rate in zip(workers, await pipe.execute(), strict=True)
             }
 
@@ -182,14 +190,16 @@ class Directory:
             pipe.hget(keys.load(queue), "tokens")
             pipe.hget(keys.load_of_all(queue), "tokens")
             pipe.zcard(keys.line(queue))
-            own, everyone, tenants = (int(count or 0) for count in await pipe.execute())
+            own, everyone, tenants = (int(_number(count)) for count in await pipe.execute())
         return min(own * max(1, tenants), max(own, everyone))
 
     async def tokens_per_s(self, pool: str) -> float:
         """What the live workers of a pool say they do together."""
         with translated():
             workers = cast(Any, await self._redis.zrange(keys.live(pool), 0, -1))
-        return sum((await self._rates([worker.decode() for worker in workers])).values())
+        return sum(
+            (await self._rates([worker.decode(errors="replace") for worker in workers])).values()
+        )
 
     async def collection(self, name: str, tenant: str = keys.DEFAULT_TENANT) -> Collection:
         """A collection's record.
@@ -212,10 +222,21 @@ class Directory:
             raise UnknownCollection(
                 f"there is no collection {name!r}; create it first", field="collection"
             )
-        return Collection.from_wire(codec.loads(raw))
+        try:
+            return _collection_of(raw)
+        except CorruptPayload:
+            rare.warning("the record of collection %r cannot be read", name)
+            raise UnknownCollection(
+                f"the record of collection {name!r} cannot be read; an aggregator that runs writes "
+                "it again within ten seconds",
+                field="collection",
+            ) from None
 
     async def collections(self, tenant: str = keys.DEFAULT_TENANT) -> list[Collection]:
-        """All collections of a tenant, by name; raises ``Unavailable`` as ``collection`` does."""
+        """All collections of a tenant, by name; raises ``Unavailable`` as ``collection`` does.
+
+        One whose record cannot be read is left out.
+        """
         with translated():
             pipe = self._redis.pipeline(transaction=True)
             pipe.hvals(keys.collections(tenant))
@@ -223,7 +244,37 @@ class Directory:
             raw, is_published = await pipe.execute()
         if not raw and not is_published:
             raise _unpublished()
-        return sorted((Collection.from_wire(codec.loads(r)) for r in raw), key=lambda c: c.name)
+        found = []
+        for record in raw:
+            try:
+                found.append(_collection_of(record))
+            except CorruptPayload as error:
+                rare.warning("a collection's record cannot be read: %s", error.message)
+        return sorted(found, key=lambda collection: collection.name)
+
+
+@lru_cache(maxsize=_KEPT_RECORDS)
+def _collection_of(raw: bytes) -> Collection:
+    """A record as it stands in Redis; it seldom changes, and each request reads one."""
+    return Collection.from_wire(codec.loads(raw))
+
+
+def _card_of(raw: bytes) -> ModelCard | None:
+    """A worker's card; None for one that cannot be read: the other models must not suffer."""
+    try:
+        return ModelCard.from_wire(codec.loads(raw))
+    except CorruptPayload as error:
+        rare.warning("a model's card cannot be read: %s", error.message)
+        return None
+
+
+def _number(value: bytes | float | None) -> float:
+    """What a worker told; 0 for what is none."""
+    try:
+        number = float(value or 0)
+    except ValueError:
+        return 0.0
+    return number if isfinite(number) else 0.0
 
 
 def _unpublished() -> Unavailable:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import redis.asyncio
@@ -24,7 +24,7 @@ class QueueLoad:
     tokens: int
     bytes: int
     in_flight: int
-    dead: int
+    dead: int  # entries of the dead letter whose time is not over
     parked: int = 0  # of a merge queue: jobs that wait until it has room, counted in no other queue
     parked_bytes: int = 0
 
@@ -69,6 +69,7 @@ class FleetState:
     workers: tuple[LiveWorker, ...]
     lines: tuple[LineLoad, ...] = ()  # of the queues that are shown
     queues_left_out: int = 0
+    dead_bytes: Mapping[str, int] = field(default_factory=dict)  # by tenant, of those with some
 
 
 async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
@@ -80,11 +81,13 @@ async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
         people = [name.removeprefix("rq:worker:") for name in workers]
         lines = sorted({_line(name) for name in names})
         pipe = client.pipeline(transaction=False)
+        now_s, _ = cast(Any, await client.time())
         pipe.scard(keys.QUEUES)
+        pipe.hgetall(keys.DEAD_BYTES)
         for name in names:
             pipe.hmget(keys.load(name), "jobs", "tokens", "bytes", "parked_jobs", "parked_bytes")
             pipe.zcard(keys.lease(name))
-            pipe.zcard(f"rq:failed:{name}")
+            pipe.zcount(keys.dead(name), now_s, "+inf")
         for name in lines:
             pipe.hmget(f"vf:sum:{name}", "jobs", "tokens", "bytes")
             pipe.zcard(f"vf:line:{name}")
@@ -92,6 +95,8 @@ async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
             pipe.hgetall(keys.worker(name))
         answers = iter(await pipe.execute())
     in_all = int(next(answers))
+    held: dict[bytes, bytes] = next(answers)
+    dead_bytes = {_text(tenant): _number(size) for tenant, size in held.items() if tenant != b"*"}
     loads = [_queue(name, next(answers), next(answers), next(answers)) for name in names]
     sums = []
     for name in lines:
@@ -101,9 +106,9 @@ async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
     for name in people:
         raw: dict[bytes, bytes] = next(answers)
         if raw:
-            live.append(LiveWorker(name, {k.decode(): _text(v) for k, v in raw.items()}))
+            live.append(LiveWorker(name, {_text(k): _text(v) for k, v in raw.items()}))
     left_out = max(0, in_all - len(names)) if len(names) == MAX_QUEUES else 0
-    return FleetState(tuple(loads), tuple(live), tuple(sums), left_out)
+    return FleetState(tuple(loads), tuple(live), tuple(sums), left_out, dead_bytes)
 
 
 def _line(queue: str) -> str:
@@ -117,7 +122,15 @@ def _queue(name: str, load: Sequence[bytes | None], in_flight: int, dead: int) -
 
 
 def _numbers(values: Sequence[bytes | None]) -> list[int]:
-    return [int(value or 0) for value in values]
+    return [_number(value) for value in values]
+
+
+def _number(value: bytes | None) -> int:
+    """What a script counted; 0 for what it did not: one bad field must not hide all the others."""
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0
 
 
 async def _members(client: redis.asyncio.Redis, key: str, prefix: str, most: int) -> list[str]:
@@ -126,7 +139,7 @@ async def _members(client: redis.asyncio.Redis, key: str, prefix: str, most: int
     cursor = 0
     while True:
         cursor, members = cast(Any, await client.sscan(key, cursor, match=f"{prefix}*", count=500))
-        found.update(member.decode() for member in members)
+        found.update(_text(member) for member in members)
         if cursor == 0 or len(found) >= most:
             return sorted(found)[:most]
 

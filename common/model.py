@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vecfleet.common.document import check_text
-from vecfleet.common.errors import InvalidInput
+from vecfleet.common.errors import CorruptPayload, InvalidInput
+from vecfleet.common.plain import build
 
 Task = Literal["embed", "rerank"]
 RerankMethod = Literal["cross-encoder", "qwen3", "cosine"]
@@ -139,10 +140,9 @@ class ModelCard:
         return {**asdict(self), **{name: list(values) for name, values in tuples.items()}}
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> ModelCard:
-        """The card that ``to_wire`` wrote; fields a newer worker added are ignored."""
-        known = {name: wire[name] for name in cls.__dataclass_fields__ if name in wire}
-        for name in ("tasks", "matryoshka_dimensions"):
-            if name in known:
-                known[name] = tuple(known[name])
-        return cls(**known)
+    def from_wire(cls, wire: object) -> ModelCard:
+        """The card that ``to_wire`` wrote; raises ``CorruptPayload`` for what it did not."""
+        card = build(cls, wire)
+        if not card.tasks:
+            raise CorruptPayload(f"model {card.name} has no task")
+        return card

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ class Aggregator:
         with translated():
             for tenant, records in by_tenant.items():
                 key = keys.collections(tenant)
-                stale = [n for n in self._published(key) if n not in records]
+                stale = self._stale(key, records)
                 pipe = self._redis.pipeline(transaction=True)
                 if stale:
                     pipe.hdel(key, *stale)
@@ -154,14 +154,23 @@ class Aggregator:
                 pipe.execute()
             self._redis.set(keys.PUBLISHED, int(time.time()))
 
-    def _published(self, key: str) -> list[str]:
-        """The names of this home's collections in Redis's copy."""
+    def _stale(self, key: str, records: Mapping[str, bytes]) -> list[bytes]:
+        """The names in Redis's copy that must go: this home's that are gone, and unreadable ones.
+
+        What another home would have there it writes again.
+        """
         raw: Any = self._redis.hgetall(key)
         return [
-            name.decode()
+            name
             for name, record in raw.items()
-            if Collection.from_wire(codec.loads(record)).home == self._catalog.home
+            if name.decode(errors="replace") not in records and self._is_stale_record(record)
         ]
+
+    def _is_stale_record(self, record: bytes) -> bool:
+        try:
+            return Collection.from_wire(codec.loads(record)).home == self._catalog.home
+        except CorruptPayload:
+            return True
 
     async def maintain(self) -> None:
         """Keep segments few and indexes built, for ever; children do the work."""
@@ -341,8 +350,8 @@ class Aggregator:
             raise CorruptPayload("spec must be a map")
         try:
             chosen = CollectionSpec.from_wire(spec)
-        except TypeError as error:
-            raise InvalidInput(f"spec: {error}", field="spec") from error
+        except CorruptPayload as error:
+            raise InvalidInput(f"spec: {error.message}", field="spec") from error
 
         def work() -> Collection:
             collection = self._catalog.create(name, chosen, tenant)

@@ -58,7 +58,11 @@ class Fleet:
         port = free_port()
         self.roles = [
             run_role(*arguments, env=self.environment)
-            for arguments in (("aggregator",), ("worker",), ("gateway", "--port", str(port)))
+            for arguments in (
+                ("aggregator",),
+                ("worker",),
+                ("gateway", "--port", str(port), "--no-keys"),
+            )
         ]
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         self.redis = connect(redis_url)
@@ -193,7 +197,7 @@ def test_callbacks_and_pickles_of_jobs_are_never_looked_at(fleet: Fleet) -> None
 
 
 def test_pickles_in_what_roles_tell_each_other_are_not_loaded(fleet: Fleet) -> None:
-    """Whatever comes of it: an error, or nothing; never the canary."""
+    """Whatever comes of it: an error that is no server's fault, or nothing; never the canary."""
     client, evil = fleet.redis, pickle.dumps(Evil(fleet.canary))
     packed = zlib.compress(evil)
     client.hset(keys.collections(), "evil", evil)
@@ -222,7 +226,7 @@ def test_pickles_in_what_roles_tell_each_other_are_not_loaded(fleet: Fleet) -> N
         ("DELETE", f"/submissions/{'e' * 32}", None),
         ("POST", "/embed", {"inputs": "a"}),
     ):
-        assert fleet.status(method, path, json=body) > 0
+        assert 0 < fleet.status(method, path, json=body) < 500, (method, path)
     for command in (("status",), ("collections", "list"), ("search", "a", "-c", "evil")):
         fleet.command(*command)
     subprocess.run([str(RQ), "info", "--url", fleet.redis_url], capture_output=True, timeout=60)

@@ -156,6 +156,17 @@ async def test_a_record_that_a_crash_left_goes_at_the_next_start(
     assert published(client, "acme") == set()
 
 
+@pytest.mark.parametrize("name", [b"books", b"evil", b"\xff"])
+async def test_a_record_that_cannot_be_read_is_written_again_or_goes(
+    aggregator: Aggregator, client: redis.Redis, name: bytes
+) -> None:
+    await create(aggregator, "books")
+    before = client.hgetall(keys.collections())
+    client.hset(keys.collections(), name, b"\xc1")  # type: ignore[arg-type]
+    await asyncio.to_thread(aggregator.publish)
+    assert client.hgetall(keys.collections()) == before
+
+
 async def test_a_shard_in_the_catalogues_queue_fails(aggregator: Aggregator) -> None:
     """Written there by hand; given back, it would be claimed again at once, for ever."""
     collection = await create(aggregator, "docs")
