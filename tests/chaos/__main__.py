@@ -1,6 +1,7 @@
-"""``make chaos``: a storm of faults on a fleet of real processes, and how soon it recovers.
+"""``make chaos``: faults on fleets of real processes, what became of them, and how soon.
 
-Ends with one line of JSON; the exit code is 1 when something was lost, doubled or stuck.
+Ends with one line of JSON; the exit code is 1 when something was lost, doubled or stuck, when the
+recovery took too long, or when nothing was shown.
 """
 
 from __future__ import annotations
@@ -16,88 +17,81 @@ import tempfile
 import time
 from pathlib import Path
 
+from chaos.agenda import Agenda, Wanted, not_shown
 from chaos.crash_points import POINTS
-from chaos.fleet import Plan, with_mutant
 from chaos.mutants import MUTANTS
-from chaos.points import sweep
-from chaos.recovery import recoveries
-from chaos.run import Outcome, replay, storm
+from chaos.outcome import Outcome
+from chaos.parts import Part
 
 from vecfleet.fleet.redis_server import find_redis_server
-
-_ROUND_S = 120.0  # of one storm: then the oracle looks, and a new fleet begins
-_RECOVERY_SHARE = 0.2
-_KILL_TAKES_S = 15.0
-_FLEETS = 4
-_MOST_RECOVERIES = 60
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _shown(name: str, outcome: Outcome) -> None:
-    _say(
-        f"{name}: {sum(outcome.kills.values())} kills, {sum(outcome.faults.values())} faults, "
-        f"{outcome.acknowledged} acknowledged, {outcome.documents} documents, "
-        f"{outcome.dead} in the dead letter, lost {outcome.lost}, doubled {outcome.doubled}, "
-        f"stuck {outcome.stuck}, {outcome.seconds:.0f} s"
-        + (f"; full disk: {outcome.disk_kind}" if outcome.disk_kind else "")
-    )
+class Run:
+    """Parts, one after the other, until one fails."""
 
+    def __init__(self, folder: Path, *, keep: bool = False) -> None:
+        self.total = Outcome()
+        self.done: list[Part] = []
+        self._folder = folder
+        self._keep = keep
 
-def run(given: argparse.Namespace, folder: Path) -> Outcome:
-    """All that was asked for."""
-    total = Outcome()
-    isolated = given.recovery
-    if isolated is None:
-        fits = given.duration * _RECOVERY_SHARE / _KILL_TAKES_S * _FLEETS
-        isolated = min(_MOST_RECOVERIES, int(fits))
-    left_s = given.duration - isolated * _KILL_TAKES_S / _FLEETS
-    seed, number = given.seed, 0
-    if given.points:
-        outcome = sweep(folder / "points", seed=seed, times=given.points)
-        _shown(f"crash points, {given.points} times each", outcome)
-        _finish(total, outcome, f"--points {given.points} --duration 0 --recovery 0", seed)
-    while left_s > 1.0 and total.is_kept:
-        duration_s = min(left_s, _ROUND_S)
-        # Where Redis may lose what it accepted, a client counts on what is done.
-        until = "accepted" if given.redis == "always" else "done"
-        plan = Plan(
-            seed=seed,
-            small_disk=True,
-            lease_s=given.lease,
-            persistence=given.redis,
-            until=until,
-        )
-        if given.mutant:
-            plan = with_mutant(plan, given.mutant)
+    def do(self, part: Part) -> float:
+        """Run a part, unless one has failed; the seconds that it took."""
+        if not self.total.is_kept:
+            return 0.0
         began = time.monotonic()
-        outcome = storm(folder / f"storm{number}", plan, duration_s=duration_s, gap_s=given.gap)
-        left_s -= max(time.monotonic() - began, 1.0)
-        _shown(f"storm of seed {seed}", outcome)
-        mutant = f" --redis {given.redis}" + (f" --mutant {given.mutant}" if given.mutant else "")
-        _finish(total, outcome, f"--duration {duration_s:.0f} --recovery 0{mutant}", seed)
-        if outcome.is_kept and not given.keep:
-            shutil.rmtree(folder / f"storm{number}", ignore_errors=True)
-        seed, number = seed + 1, number + 1
-    if isolated and total.is_kept:
-        outcome = recoveries(folder / "recovery", count=isolated, seed=given.seed, fleets=_FLEETS)
-        _shown(f"{isolated} isolated kills at production leases", outcome)
-        _finish(total, outcome, f"--duration 0 --recovery {isolated}", given.seed)
-    return total
+        folder = self._folder / f"{len(self.done)}-{part.kind}"
+        outcome = part.run(folder)
+        _say(f"{part}: {outcome}")
+        if not outcome.is_kept:
+            for failure in outcome.failures:
+                _say(failure)
+            _say(f"FAILED; again: {part.command}")
+        elif not self._keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.total.add(outcome)
+        self.done.append(part)
+        return time.monotonic() - began
+
+    def all_of(self, agenda: Agenda) -> None:
+        """Everything that there is time for."""
+        for part in agenda.first():
+            seconds = self.do(part)
+            if part.kind == "storm":  # the others' time was put aside
+                agenda.took(seconds)
+        while self.total.is_kept and (storm := agenda.next_storm()):
+            agenda.took(self.do(storm))
+        for part in agenda.last():
+            self.do(part)
+
+    def close(self) -> int:
+        """Tell what it came to; the exit code."""
+        total = self.total
+        if not total.kills:
+            total.failures.append("nobody was killed")
+            _say("FAILED: nobody was killed, so nothing was shown")
+        if total.is_late:
+            _say("FAILED: the recovery's p99 misses its target")
+        _say(f"kills: {_counts(total.kills)}\nfaults: {_counts(total.faults)}")
+        _say(f"at crash points: {_counts(total.fired)}")
+        if total.full_windows:
+            told = ", ".join(f"{claims} claims {s:.1f} s" for claims, s in total.full_windows)
+            _say(f"full windows, until the last claim was settled: {told}")
+        for line in not_shown(self.done, total):
+            _say(f"not reached: {line}")
+        print(json.dumps(total.to_json()))
+        return 0 if total.is_kept else 1
 
 
-def _finish(total: Outcome, outcome: Outcome, options: str, seed: int) -> None:
-    if not outcome.is_kept:
-        for failure in outcome.failures:
-            _say(failure)
-        _say(f"FAILED with seed {seed}; again: {replay(options, seed)}")
-    total.add(outcome)
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items())) or "none"
 
 
-def main() -> int:
-    """The command line."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__.splitlines()[0])
     parser.add_argument("--duration", type=float, default=1800.0, help="seconds in all")
     parser.add_argument("--seed", type=int, help="by default one that is drawn, and told")
@@ -105,31 +99,48 @@ def main() -> int:
     parser.add_argument("--lease", type=float, default=1.0, help="seconds, in storms")
     parser.add_argument(
         "--redis",
-        default="always",
         choices=["always", "everysec", "none"],
         help="how it keeps its data in storms; with everysec a kill is a power cut",
     )
+    parser.add_argument("--points", type=int, help="deaths at each crash point")
     parser.add_argument("--recovery", type=int, help="isolated kills at production leases")
-    parser.add_argument("--points", type=int, default=0, help="kills at each crash point")
+    parser.add_argument("--full", type=int, help="kills of workers whose window is full")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="plant a defect in storms")
     parser.add_argument("--keep", metavar="FOLDER", help="keep logs, ledgers and data here")
+    parser.add_argument("--replay", type=Part.of, metavar="PART", help="one part, as it was told")
     given = parser.parse_args()
     if given.seed is None:
         given.seed = random.SystemRandom().randrange(1_000_000)
+    return given
+
+
+def main() -> int:
+    """The command line."""
+    given = _arguments()
     folder = Path(given.keep or tempfile.mkdtemp(prefix="vecfleet-chaos-"))
     _say(f"seed {given.seed}, {len(POINTS)} crash points, in {folder}")
     cores = len(os.sched_getaffinity(0))
-    python = platform.python_version()
-    _say(f"{cores} cores, Python {python}, {find_redis_server()}")
-    total = run(given, folder)
-    by_role = ", ".join(f"{role} {n}" for role, n in sorted(total.kills.items()))
-    by_kind = ", ".join(f"{kind} {n}" for kind, n in sorted(total.faults.items()))
-    _say(f"kills: {by_role}\nfaults: {by_kind}")
-    _say(f"at crash points: {', '.join(f'{p} {n}' for p, n in sorted(total.fired.items()))}")
-    if total.is_kept and not given.keep:
+    _say(f"{cores} cores, Python {platform.python_version()}, {find_redis_server()}")
+    run = Run(folder, keep=bool(given.keep))
+    if given.replay:
+        run.do(given.replay)
+    else:
+        wanted = Wanted(
+            given.duration,
+            given.seed,
+            gap_s=given.gap,
+            lease_s=given.lease,
+            redis=given.redis,
+            mutant=given.mutant or "",
+            points=given.points,
+            recovery=given.recovery,
+            full=given.full,
+        )
+        run.all_of(Agenda(wanted))
+    code = run.close()
+    if code == 0 and not given.keep:
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(total.to_json()))
-    return 0 if total.is_kept else 1
+    return code
 
 
 if __name__ == "__main__":

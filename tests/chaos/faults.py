@@ -1,4 +1,8 @@
-"""The faults of a random run: each begins at once, and some are healed a while later."""
+"""The faults of a random run: each begins at once, and some are healed a while later.
+
+Each draws from a stream of its own, and takes its victim among all slots, running or not: so what
+one comes to changes nothing in those after it, and a seed names one plan.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +45,22 @@ class Faults:
 
     def __init__(self, fleet: Fleet, *, seed: int, weights: dict[str, int] | None = None) -> None:
         self._fleet = fleet
-        self._chance = random.Random(f"faults/{seed}")
+        self._seed = seed
+        self._chance = random.Random()
         self._weights = {**_WEIGHTS} if weights is None else weights
         self._heals: list[Heal] = []
         self._ties = itertools.count()
         self.kills: Counter[str] = Counter()  # SIGKILLs, by role; also those of crash points
         self.fired: Counter[str] = Counter()  # by crash point
         self.faults: Counter[str] = Counter()  # all that began, by kind
+        self.plan: list[str] = []  # all that was drawn, in words: of what kind, and whom it meets
 
     def begin_one(self) -> str:
         """Let the next fault begin; its kind, "" where there was no victim for it."""
+        self._chance = random.Random(f"faults/{self._seed}/{len(self.plan)}")
         kinds = list(self._weights)
         kind = self._chance.choices(kinds, list(self._weights.values()))[0]
+        self.plan.append(kind)
         begun = bool(getattr(self, f"_{kind}")())
         self.faults[kind] += begun
         return kind if begun else ""
@@ -80,9 +88,12 @@ class Faults:
         chosen = roles or tuple(_VICTIMS)
         role = self._chance.choices(chosen, [_VICTIMS[name] for name in chosen])[0]
         slots = self._fleet.of(role)
-        number = self._chance.random()  # drawn in any case: the plan stays the same
-        running = [s for s in slots if s.is_wanted and s.running() and not s.is_stopped]
-        return running[int(number * len(running))] if running else None
+        if not slots:
+            return None
+        victim = self._chance.choice(slots)
+        self.plan[-1] += f" {victim.name}"
+        meets = victim.is_wanted and victim.running() and not victim.is_stopped
+        return victim if meets else None
 
     def _kill(self) -> bool:
         victim = self._victim()

@@ -130,7 +130,7 @@ class Fleet:
         self._add("search", "search", "aggregator", *common, *data, "--only", "search")
         self.ports = [free_port() for _ in range(plan.gateways)]
         for n, port in enumerate(self.ports):
-            listen = ("--host", "127.0.0.1", "--port", str(port))
+            listen = ("--host", "127.0.0.1", "--port", str(port), "--no-keys")
             self._add(f"gateway{n}", "gateway", "gateway", *common, *listen)
 
     def _add(self, name: str, role: str, *arguments: str) -> None:
@@ -140,7 +140,7 @@ class Fleet:
         order = Order(
             arguments,
             log=str(self.folder / f"{name}.log"),
-            trace=str(self.folder / f"{name}.settled") if role in ("worker", "aggregator") else "",
+            notes=role in ("worker", "aggregator"),
             step_s=self.plan.step_s if role == "worker" else 0.0,
             mutant=dict(self.plan.mutants).get(role, ""),
             disk_full=str(self.folder / "disk-full") if role == "aggregator" else "",
@@ -268,14 +268,6 @@ def with_mutant(plan: Plan, name: str) -> Plan:
     """``plan`` with a mutant in the roles that it concerns."""
     roles = ("worker", "aggregator") if name == "no_fence" else ("aggregator",)
     return replace(plan, mutants=tuple((role, name) for role in roles))
-
-
-def settled_lines(folder: Path) -> Iterator[tuple[float, str, str, str, str]]:
-    """Accepted settlements: when, by whom, job, queue, outcome."""
-    for path in sorted(folder.glob("*.settled")):
-        for line in path.read_text().splitlines():
-            when, worker, job, queue, outcome = line.split(" ")
-            yield float(when), worker, job, queue, outcome
 
 
 def write_json(path: Path, value: object) -> None:

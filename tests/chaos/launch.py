@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import gc
 import importlib
 import json
 import os
 import signal
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chaos import crash_points, mutants
+from chaos import crash_points, mutants, settlements
 
 _PRELOADED = (
     "chaos.client",
@@ -52,7 +50,7 @@ class Order:
     nth: int = 1
     signal_there: int = signal.SIGKILL  # or SIGSTOP
     mutant: str = ""
-    trace: str = ""  # where it notes the settlements that Redis accepted
+    notes: bool = False  # whether Redis notes what becomes of its claims
     step_s: float = 0.0  # how long the fake engine takes for a step
     disk_full: str = ""  # while this file is there, segments meet a full disk
 
@@ -93,26 +91,6 @@ def _slow_engine(step_s: float) -> None:
     FakeEngine.load = classmethod(slow)
 
 
-def _trace_settlements(path: str) -> None:
-    """Note when Redis accepted a settlement, of which job, from which queue, and by whom."""
-    owner, method, settle = crash_points.find("vecfleet.worker.ledger:Ledger.settle")
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    @functools.wraps(settle)
-    def traced(self: Any, settlements: Any, *args: Any, **options: Any) -> Any:
-        settled = settle(self, settlements, *args, **options)
-        now = time.monotonic()
-        lines = [
-            f"{now} {self.worker} {s.job.id} {s.job.queue} {type(s.outcome).__name__}\n"
-            for s, done in zip(settlements, settled, strict=True)
-            if done
-        ]
-        os.write(handle, "".join(lines).encode())
-        return settled
-
-    setattr(owner, method, traced)
-
-
 def _fill_disk(flag: str) -> None:
     """Segments cannot be written while ``flag`` is there; where no small disk can be mounted."""
     from vecfleet.worker import segment
@@ -141,8 +119,8 @@ def run(order: Order) -> int:
         _fill_disk(order.disk_full)
     if order.crash_at:
         crash_points.install(order.crash_at, order.nth, order.signal_there)
-    if order.trace:
-        _trace_settlements(order.trace)
+    if order.notes:
+        settlements.plant()
     if order.arguments[0] == "client":
         from chaos import client
 

@@ -5,33 +5,31 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from chaos.crash_points import POINTS, role_of
+from chaos.ends import SIGKILLED, strange_ends
 from chaos.fleet import Fleet, Plan
 from chaos.oracle import examine
-from chaos.run import QUIET_S, Outcome, end_clients, strange_ends
+from chaos.outcome import Outcome
+from chaos.run import QUIET_S, end_clients
 
 _FIRES_WITHIN_S = 30.0
 _TICK_S = 0.02
-_PLAN = Plan(workers=2, aggregators=1, producers=1, http_clients=1, given_share=False)
+SWEEP = Plan(workers=2, aggregators=1, producers=1, http_clients=1, given_share=False)
 
 
-def sweep(
-    folder: Path, *, seed: int, times: int = 1, points: Sequence[str] = (), plan: Plan = _PLAN
-) -> Outcome:
-    """Let a process die ``times`` times at each of ``points``, in an order drawn from the seed.
+def sweep(folder: Path, plan: Plan, *, times: int = 1) -> Outcome:
+    """Let a process die ``times`` times at each point, in an order drawn from the seed.
 
     A point that is not reached is a failure: the harness and the product have come apart.
     """
     outcome = Outcome()
     began = time.monotonic()
-    chance = random.Random(f"points/{seed}")
-    order = [point for point in points or POINTS for _ in range(times)]
+    chance = random.Random(f"points/{plan.seed}")
+    order = [point for point in POINTS for _ in range(times)]
     chance.shuffle(order)
-    with Fleet(folder, replace(plan, seed=seed)) as fleet:
+    with Fleet(folder, plan) as fleet:
         for point in order:
             _die_at(fleet, point, chance, outcome)
         outcome.failures += end_clients(fleet)
@@ -43,11 +41,11 @@ def sweep(
 
 
 def _die_at(fleet: Fleet, point: str, chance: random.Random, outcome: Outcome) -> None:
-    victim = chance.choice(fleet.of(role_of(point)))
+    victim, nth = chance.choice(fleet.of(role_of(point))), chance.randint(1, 2)
     life = victim.life
     victim.kill()
     victim.wait(10.0)
-    victim.start(crash_at=point, nth=chance.randint(1, 2))
+    victim.start(crash_at=point, nth=nth)
     end = time.monotonic() + _FIRES_WITHIN_S
     while victim.life == life + 1:
         fleet.tend()
@@ -58,4 +56,7 @@ def _die_at(fleet: Fleet, point: str, chance: random.Random, outcome: Outcome) -
             victim.start()
             return
         time.sleep(_TICK_S)
-    outcome.fired[point] += 1
+    if victim.codes[-1] == SIGKILLED:
+        outcome.fired[point] += 1
+    else:
+        outcome.failures.append(f"{victim.name} ended with {victim.codes[-1]}, not at {point}")

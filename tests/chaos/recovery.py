@@ -1,28 +1,36 @@
 """How long a worker's death delays its jobs: isolated kills at the leases of production.
 
-From the kill until the last of the victim's claims was settled by another worker. The fleet is
-lightly loaded, as what is measured is the wait for the lease and the taking over, not a backlog:
-what a dead worker held is computed text by text, so a worker that held thousands of texts costs
-what so many single steps of its engine take.
+From the kill until the last of the victim's claims was settled by another worker, by Redis's clock.
+On a light load that is the wait for the lease and the taking over, which is what the target is for.
+Of a worker that dies with its window full, all that it held is computed text by text afterwards: a
+figure of its own, which is mostly the time of so many single steps of the engine.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chaos.fleet import Fleet, Plan, settled_lines
+import redis
+from chaos import settlements
+from chaos.ends import strange_ends
+from chaos.fleet import Fleet, Plan
 from chaos.oracle import examine
+from chaos.outcome import Outcome
 from chaos.roles import Slot
-from chaos.run import QUIET_S, Outcome, end_clients, strange_ends
+from chaos.run import QUIET_S, end_clients
 
 _TICK_S = 0.01
 _MOST_WAIT_S = 60.0
-_PLAN = Plan(
+_FULL_MOST_WAIT_S = 180.0
+_FULL_JOBS = 32  # a worker's bulk window, see worker/main.py
+_NEARLY_FULL_JOBS = 24  # it may have settled some before it is looked at
+LIGHT = Plan(
     lease_s=0.0,
     workers=2,
     aggregators=1,
@@ -31,16 +39,37 @@ _PLAN = Plan(
     pause_s=0.2,
     step_s=0.02,
 )
+FULL = replace(LIGHT, producers=0, http_clients=2, pause_s=0.0, given_share=False)
 
 
-def recoveries(folder: Path, *, count: int, seed: int, fleets: int = 4) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A victim, when it died by Redis's clock, and what it held: (job, queue)."""
+
+    at_s: float
+    worker: str
+    claims: frozenset[tuple[str, str]]
+
+    def recovery_s(self, client: redis.Redis) -> float | None:
+        """Seconds until others had settled all of its claims; None while they have not."""
+        settled: dict[tuple[str, str], float] = {}
+        for note in settlements.read(client):
+            is_theirs = note.at_s >= self.at_s and note.worker != self.worker
+            if is_theirs and note.outcome not in ("release", settlements.TAKEN_OVER):
+                settled.setdefault((note.job, note.queue), note.at_s)
+        if not self.claims <= settled.keys():
+            return None
+        return max(settled[claim] for claim in self.claims) - self.at_s
+
+
+def recoveries(folder: Path, plan: Plan, *, count: int, fleets: int = 1) -> Outcome:
     """``count`` isolated kills, shared out over some fleets that run beside each other."""
     shares = [count // fleets + (n < count % fleets) for n in range(fleets)]
     total = Outcome()
     began = time.monotonic()
     with ThreadPoolExecutor(fleets) as pool:
         runs = [
-            pool.submit(_one_fleet, folder / f"fleet{n}", share, seed + n)
+            pool.submit(_one_fleet, folder / f"fleet{n}", replace(plan, seed=plan.seed + n), share)
             for n, share in enumerate(shares)
             if share
         ]
@@ -50,76 +79,107 @@ def recoveries(folder: Path, *, count: int, seed: int, fleets: int = 4) -> Outco
     return total
 
 
-def _one_fleet(folder: Path, count: int, seed: int) -> Outcome:
+def full_windows(folder: Path, plan: Plan, *, count: int) -> Outcome:
+    """``count`` kills, one after the other, of workers that hold as much as they ever claim."""
+    began = time.monotonic()
+    total = _one_fleet(folder, plan, count, fill=_fill)
+    total.seconds = time.monotonic() - began
+    return total
+
+
+def _one_fleet(
+    folder: Path, plan: Plan, count: int, fill: Callable[[Fleet], None] | None = None
+) -> Outcome:
     outcome = Outcome()
-    chance = random.Random(f"recovery/{seed}")
-    killed: list[tuple[float, str, set[tuple[str, str]]]] = []
-    with Fleet(folder, replace(_PLAN, seed=seed)) as fleet:
+    chance = random.Random(f"recovery/{plan.seed}")
+    most_wait_s = _FULL_MOST_WAIT_S if fill else _MOST_WAIT_S
+    with Fleet(folder, plan) as fleet:
         for _ in range(count):
             victim = chance.choice(fleet.of("worker"))
-            claims = _kill_with_claims(fleet, victim)
-            killed.append((time.monotonic(), victim.worker, claims))
-            _wait_until_settled(fleet, killed[-1])
+            wait_s = chance.uniform(0.5, 2.0)
+            if fill:
+                fill(fleet)
+            kill = _kill_with_claims(fleet, victim, _NEARLY_FULL_JOBS if fill else 1)
+            outcome.kills["worker"] += 1
+            seconds = _wait_until_settled(fleet, kill, most_wait_s)
+            if seconds is None:
+                outcome.stuck += 1
+                outcome.failures.append(f"{kill.worker}'s claims were not settled: {kill.claims}")
+            elif fill:
+                outcome.full_windows.append((len(kill.claims), seconds))
+            else:
+                outcome.recoveries_s.append(seconds)
+            if fill:
+                for client in fleet.of("http", "producer"):
+                    client.resume()
             fleet.tend()
-            time.sleep(chance.uniform(0.5, 2.0))
-        ended = end_clients(fleet)
-        outcome.failures += ended
+            time.sleep(wait_s)
+        outcome.failures += end_clients(fleet)
         outcome.take(examine(fleet, quiet_s=QUIET_S))
         outcome.failures += strange_ends(fleet)
-    outcome.kills["worker"] += count
-    for kill in killed:
-        seconds = _recovery_s(folder, kill)
-        if seconds is None:
-            outcome.stuck += 1
-            outcome.failures.append(f"{kill[1]}'s claims were not settled: {kill[2]}")
-        else:
-            outcome.recoveries_s.append(seconds)
     return outcome
 
 
-def _kill_with_claims(fleet: Fleet, victim: Slot) -> set[tuple[str, str]]:
-    """Kill the victim while it holds claims; what it held: (job, queue)."""
+def _fill(fleet: Fleet) -> None:
+    """Let more wait than all workers may claim; then nobody adds to it.
+
+    The clients stand still, so that what is measured is the window, and not what came after it.
+    """
+    workers, clients = fleet.of("worker"), fleet.of("http", "producer")
+    for worker in workers:
+        worker.pause()
+    end = time.monotonic() + _MOST_WAIT_S
+    while _waiting(fleet.redis) < 2 * len(workers) * _FULL_JOBS:
+        if time.monotonic() > end:
+            raise TimeoutError("the clients did not fill the queue")
+        time.sleep(_TICK_S)
+    for client in clients:
+        client.pause()
+    for worker in workers:
+        worker.resume()
+
+
+def _waiting(client: redis.Redis) -> int:
+    lists = client.scan_iter("rq:queue:*.embed.*.bulk", count=1000)
+    return sum(int(client.llen(name)) for name in lists)  # type: ignore[arg-type]
+
+
+def _kill_with_claims(fleet: Fleet, victim: Slot, least: int) -> Kill:
+    """Kill the victim while it holds so many claims."""
     end = time.monotonic() + _MOST_WAIT_S
     while time.monotonic() < end:
         fleet.tend()
-        if _claims(fleet, victim.worker):
+        if len(_claims(fleet, victim.worker)) >= least:
             # It stops first: what it holds then is what it dies with.
             victim.pause()
             time.sleep(_TICK_S)
-            if claims := _claims(fleet, victim.worker):
+            claims = _claims(fleet, victim.worker)
+            if len(claims) >= least:
+                seconds, microseconds = fleet.redis.time()  # type: ignore[misc]
                 victim.kill()
-                return claims
+                return Kill(seconds + microseconds / 1e6, victim.worker, frozenset(claims))
             victim.resume()
         time.sleep(_TICK_S)
-    raise TimeoutError(f"{victim.worker} never held a claim")
+    raise TimeoutError(f"{victim.worker} never held {least} claims")
 
 
 def _claims(fleet: Fleet, worker: str) -> set[tuple[str, str]]:
     found = set()
-    for raw in fleet.redis.scan_iter("vf:lease:*.embed.*"):
-        queue = raw.decode().removeprefix("vf:lease:")
+    for raw in fleet.redis.scan_iter("vf:lease:*.embed.*", count=1000):
         members: Any = fleet.redis.zrange(raw, 0, -1)
+        pipe = fleet.redis.pipeline(transaction=False)
         for member in members:
-            holder: Any = fleet.redis.hget(f"rq:execution:{member.decode()}", "worker_name")
+            pipe.hget(f"rq:execution:{member.decode()}", "worker_name")
+        for member, holder in zip(members, pipe.execute(), strict=True):
             if holder is not None and holder.decode() == worker:
+                queue = raw.decode().removeprefix("vf:lease:")
                 found.add((member.decode().partition(":")[0], queue))
     return found
 
 
-def _wait_until_settled(fleet: Fleet, kill: tuple[float, str, set[tuple[str, str]]]) -> None:
+def _wait_until_settled(fleet: Fleet, kill: Kill, most_s: float) -> float | None:
     """The victim stays dead meanwhile, so that another worker has to take over."""
-    end = time.monotonic() + _MOST_WAIT_S
-    while _recovery_s(fleet.folder, kill) is None and time.monotonic() < end:
+    end = time.monotonic() + most_s
+    while (seconds := kill.recovery_s(fleet.redis)) is None and time.monotonic() < end:
         time.sleep(10 * _TICK_S)
-
-
-def _recovery_s(folder: Path, kill: tuple[float, str, set[tuple[str, str]]]) -> float | None:
-    """Seconds until all of the victim's claims were settled by others; None while they are not."""
-    killed_at, victim, claims = kill
-    settled: dict[tuple[str, str], float] = {}
-    for when, worker, job, queue, outcome in settled_lines(folder):
-        if when >= killed_at and worker != victim and outcome != "Release":
-            settled.setdefault((job, queue), when)
-    if not claims <= settled.keys():
-        return None
-    return max(settled[claim] for claim in claims) - killed_at
+    return seconds

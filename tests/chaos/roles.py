@@ -107,6 +107,10 @@ class Slot:
         """The name that a worker has in Redis."""
         return f"{self.name}-{self.life}"
 
+    def is_named(self, worker: str) -> bool:
+        """Whether this life has that name in Redis; a writer's holds its process id."""
+        return worker == self.worker or f"-{self.pid}-" in worker
+
     def start(self, crash_at: str = "", nth: int = 1, *, stops: bool = False) -> None:
         """Begin a new life, which ends (or ``stops``) at a crash point where one is named."""
         self.life += 1

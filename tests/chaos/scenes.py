@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from chaos import settlements
+from chaos.ends import SIGKILLED, strange_ends
 from chaos.fleet import Fleet, Plan, with_mutant
-from chaos.oracle import Verdict, examine
+from chaos.oracle import examine
 from chaos.roles import Slot
-from chaos.run import end_clients, strange_ends
+from chaos.run import end_clients
+from chaos.verdict import Verdict
 
 QUICK = Plan(workers=2, aggregators=1, producers=1, http_clients=2, pause_s=0.03)
 _DEADLINE_S = 60.0
@@ -29,7 +32,7 @@ def wait(fleet: Fleet, true: Callable[[], bool], what: str) -> None:
 
 def acknowledged(fleet: Fleet) -> int:
     """How many calls the ledgers hold."""
-    return sum(path.read_bytes().count(b"\n") for path in fleet.ledgers())
+    return sum(path.read_bytes().count(b'"documents"') for path in fleet.ledgers())
 
 
 def wait_for_progress(fleet: Fleet, calls: int) -> None:
@@ -40,11 +43,13 @@ def wait_for_progress(fleet: Fleet, calls: int) -> None:
 
 def wait_for_settlement_by(fleet: Fleet, slot: Slot) -> None:
     """Until this life of the slot has settled something."""
-    path = Path(slot.order.trace)
-    before = path.stat().st_size if path.exists() else 0
+    since = time.time()  # Redis runs on this machine
     wait(
         fleet,
-        lambda: path.exists() and path.stat().st_size > before,
+        lambda: any(
+            note.at_s > since and slot.is_named(note.worker)
+            for note in settlements.read(fleet.redis)
+        ),
         f"{slot.name} settles something",
     )
 
@@ -65,6 +70,8 @@ def die_at(fleet: Fleet, slot: Slot, point: str, nth: int = 1) -> None:
     slot.start(crash_at=point, nth=nth)
     life = slot.life
     wait(fleet, lambda: slot.life > life, f"{slot.name} at {point}")
+    if slot.codes[-1] != SIGKILLED:
+        raise AssertionError(f"{slot.name} ended with {slot.codes[-1]} and not at {point}")
 
 
 def stop_at(fleet: Fleet, slot: Slot, point: str) -> None:

@@ -10,9 +10,13 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from vecfleet.worker.fake_engine import ABORT, HANG, NAN, POISON
+
 POOL = 300  # ids of a client: small enough that most operations replace something
 MOST_DOCUMENTS = 40
 _DELETES = 0.08
+DEADLY = (POISON, ABORT, HANG, NAN)
+"""What a text holds that the fake engine cannot do, or dies of. Nothing else may be buried."""
 _WORDS = ("red", "green", "blue", "river", "stone", "cloud", "lamp", "tree", "wind", "salt", "iron")
 
 
@@ -70,3 +74,8 @@ def revision_of(id: str, text: str) -> int:
 def digest(text: str) -> str:
     """What the ledger notes of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def may_die(text: str) -> bool:
+    """Whether a text was sent to see it die: no other one belongs into the dead letter."""
+    return any(mark in text for mark in DEADLY)

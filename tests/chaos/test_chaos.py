@@ -1,10 +1,12 @@
 """The promise under the faults of docs/guarantees.md, in a share that fits a test run.
 
-A failure prints the seed; ``make chaos SEED=...`` runs the plan of a storm again.
+A failure of a whole run prints the command that runs the same plan again. Of the others a failure
+prints the seed; ``CHAOS_SEED=... pytest`` gives them the same one.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,11 @@ import pytest
 from chaos.crash_points import POINTS
 from chaos.faults import NETWORK
 from chaos.fleet import Fleet
-from chaos.points import sweep
+from chaos.parts import Part, part
 from chaos.power import cut_off_the_last_second
-from chaos.recovery import recoveries
-from chaos.run import replay, storm
 from chaos.scenes import QUICK, finish, stop_at, wait, wait_for_progress, wait_for_settlement_by
 
-SEED = random.SystemRandom().randrange(1_000_000)
+SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
 CALLS = 10
 
 
@@ -28,27 +28,29 @@ def told_seed():
     print(f"seed {SEED}")
 
 
+def kept(tmp_path, run):
+    outcome = run.run(tmp_path)
+    assert outcome.is_kept, (outcome.failures, run.command)
+    return outcome
+
+
 def test_a_death_at_each_crash_point_loses_and_doubles_nothing(tmp_path):
-    outcome = sweep(tmp_path, seed=SEED)
-    assert outcome.is_kept, (outcome.failures, replay("--points 1 --duration 0 --recovery 0", SEED))
+    outcome = kept(tmp_path, part("points", seed=SEED))
     assert set(outcome.fired) == set(POINTS)
     assert outcome.acknowledged > 100
 
 
 def test_a_storm_of_faults_loses_and_doubles_nothing(tmp_path):
     plan = replace(QUICK, seed=SEED, aggregators=2, small_disk=True)
-    outcome = storm(tmp_path, plan, duration_s=8.0, gap_s=0.2)
-    assert outcome.is_kept, (outcome.failures, replay("--duration 8 --recovery 0", SEED))
+    outcome = kept(tmp_path, Part("storm", plan, duration_s=8.0, gap_s=0.2))
     assert sum(outcome.kills.values()) >= 10
     assert outcome.acknowledged > 100
 
 
 def test_a_bad_network_loses_and_doubles_nothing(tmp_path):
     weights = dict.fromkeys((*NETWORK, "kill"), 1)
-    outcome = storm(
-        tmp_path, replace(QUICK, seed=SEED), duration_s=5.0, gap_s=0.25, weights=weights
-    )
-    assert outcome.is_kept, (outcome.failures, SEED)
+    plan = replace(QUICK, seed=SEED)
+    outcome = kept(tmp_path, Part("storm", plan, duration_s=5.0, gap_s=0.25, weights=weights))
     assert sum(outcome.faults.values()) >= 5
 
 
@@ -105,6 +107,5 @@ def test_a_power_cut_loses_at_most_the_last_second_and_is_noticed(tmp_path):
 
 
 def test_jobs_of_a_killed_worker_are_settled_by_another(tmp_path):
-    outcome = recoveries(tmp_path, count=1, seed=SEED, fleets=1)
-    assert outcome.is_kept, (outcome.failures, SEED)
+    outcome = kept(tmp_path, part("recovery", seed=SEED))
     assert len(outcome.recoveries_s) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from chaos import crash_points
 from chaos.client_ledger import ClientLedger, Entry, read
 from chaos.fleet import ASSIGNED, GIVEN
 from chaos.mutants import MUTANTS
-from chaos.oracle import Held, Verdict, judge
 from chaos.power import whole_bytes
 from chaos.scenes import with_mutant_planted, without_mutants
 from chaos.story import digest, operation, revision_of, text_of
+from chaos.verdict import Buried, Held, Verdict, judge
 
-from vecfleet.worker.fake_engine import fake_vector
+from vecfleet.worker.fake_engine import POISON, fake_vector
 
 CAUGHT_AS = {
     "planted_loss": "lost",
@@ -74,34 +74,59 @@ def put(id: str, revision: int, collection: str = GIVEN) -> Entry:
     return Entry(collection, id, revision, digest(text_of(id, revision)))
 
 
-def verdict_over(entries, copies, dead=(), *, vectors=None) -> Verdict:
-    """``copies`` are (id, revision) that can be seen; ``dead`` are in the dead letter."""
+def verdict_over(entries, copies, dead=(), *, vectors=None, deaths=None) -> Verdict:
+    """``copies`` are (id, revision) that can be seen; ``dead`` are in the dead letter.
+
+    Of the dead each has a job of its own, and ``deaths`` workers died with each.
+    """
     visible = defaultdict(list)
     for id, revision in copies:
         visible[id].append((text_of(id, revision), revision))
     stored = {id: fake_vector(found[-1][0], 32) for id, found in visible.items()}
-    letter = defaultdict(Counter)
-    for id, revision in dead:
-        letter[id][digest(text_of(id, revision))] += 1
+    letter = [Buried(f"job{n}", id, text_of(id, rev)) for n, (id, rev) in enumerate(dead)]
     verdict = Verdict()
     held = {GIVEN: Held(visible, {**stored, **(vectors or {})}), ASSIGNED: Held({}, {})}
-    judge(entries, held, letter, verdict)
+    judge(entries, held, letter, verdict, {one.job: deaths for one in letter} if deaths else None)
     return verdict
 
 
 def test_the_oracle_tells_what_is_well_from_what_is_not():
     assert verdict_over([put("a", 1), put("a", 2)], [("a", 2)]).is_kept
     assert verdict_over([put("a", 1)], [("a", 2)]).is_kept  # sent, and not acknowledged yet
-    assert verdict_over([put("a", 1)], [], [("a", 1)]).is_kept
+    assert verdict_over([put("a", 1)], [], [("a", 1)], deaths=3).is_kept
     assert verdict_over([Entry(GIVEN, "a", 2, "")], []).is_kept
     assert verdict_over([put("a", 1)], []).lost
     assert verdict_over([put("a", 1), put("a", 2)], [("a", 1)]).lost
-    assert verdict_over([put("a", 2)], [], [("a", 1)]).lost
+    assert verdict_over([put("a", 2)], [], [("a", 1)], deaths=3).lost
     assert verdict_over([put("a", 1), Entry(GIVEN, "a", 2, "")], [("a", 1)]).lost
     assert verdict_over([put("a", 1)], [("a", 1), ("a", 1)]).doubled
-    assert verdict_over([put("a", 1)], [("a", 1)], [("a", 1)]).doubled
+    assert verdict_over([put("a", 1)], [("a", 1)], [("a", 1)], deaths=3).doubled
     wrong = {"a": np.eye(32, dtype=np.float32)[0]}
     assert verdict_over([put("a", 1)], [("a", 1)], vectors=wrong).lost
+
+
+def test_a_fleet_that_buries_what_it_could_do_fails():
+    calls = [put(f"{n}", 1) for n in range(20)]
+    everything = [(entry.id, 1) for entry in calls]
+    assert len(verdict_over(calls, [], everything).lost) == 20
+    assert len(verdict_over(calls, [], everything, deaths=2).lost) == 20
+    assert verdict_over(calls, [], everything, deaths=3).worn == 20
+
+
+def test_what_cannot_be_done_may_be_buried_once():
+    text = f"some {POISON}"
+    entry = Entry(GIVEN, "a", 1, digest(text))
+    for times in (1, 2):
+        verdict = Verdict()
+        judge([entry], {}, [Buried(f"s-{n}", "a", text) for n in range(times)], verdict)
+        assert not verdict.lost and len(verdict.doubled) == times - 1
+
+
+def test_deletions_that_were_buried_cannot_be_told_apart():
+    verdict = Verdict()
+    letter = [Buried("s", "a", None), Buried("t", "a", None)]
+    judge([Entry(GIVEN, "a", 2, "")], {}, letter, verdict, {"s": 3, "t": 3})
+    assert verdict.is_kept
 
 
 def test_a_power_cut_leaves_whole_transactions_only():
