@@ -12,12 +12,22 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fuzz.images import Image, Seen, all_ids, make_catalog, make_images, see
+import numpy as np
+from fuzz.images import (
+    QUERIES,
+    TOP_K,
+    Documents,
+    Image,
+    Seen,
+    all_ids,
+    make_catalog,
+    make_images,
+    see,
+)
 from index_oracle import DIMENSION, metadata_of, shard, shard_bytes, text_of, vector_of
 
 from vecfleet.common.errors import (
@@ -151,21 +161,20 @@ def judge(image: Image, directory: Path, file: str) -> str:
     """Read, write, read again; "detected" or "harmless", else ``Undetected``."""
     reading = _reading(image, directory)
     writing = _writing(image, directory)
-    if reading is None or writing is None:
-        if writing is None and reading is not None:
-            _check_part(image, reading, {})  # the last good generation serves
-        return "detected"
     after = _reading(image, directory)
-    if after is None:
-        if reading is not None:
-            raise Undetected("it could be read before the writer came, and cannot be read now")
+    if reading is not None and writing is not None and after is None:
+        raise Undetected("it could be read before the writer came, and cannot be read now")
+    fresh: Documents = {} if writing is None else {"late": _late()}
+    allowed = [image.seen.documents, image.outside(file)]
+    if writing is None:
+        allowed += image.earlier  # it serves what it last knew to be good
+    names_it = bool((reading and reading.quarantined) or (after and after.quarantined) or writing)
+    if reading is None or writing is None or names_it:
+        for seen, added in ((reading, {}), (after, fresh)):
+            if seen is not None:
+                _check_part(seen, [{**documents, **added} for documents in allowed])
         return "detected"
-    fresh = {"late": _late()}
-    names_it = bool(reading.quarantined or after.quarantined or writing)
-    if names_it:
-        _check_part(image, reading, {})
-        _check_part(image, after, fresh)
-        return "detected"
+    assert after is not None
     whole = image.without.get(file)
     if reading != image.seen and reading != whole:
         raise Undetected(_difference(image.seen, reading))
@@ -202,25 +211,42 @@ def _late() -> tuple[int, str, bytes | None, bytes]:
     return 5, text_of("late", 5), metadata_of("late", 5), vector
 
 
-def _check_part(image: Image, seen: Seen, fresh: dict[str, Any]) -> None:
-    """What is served beside a damaged file is true, if not all."""
-    known = {**image.seen.documents, **fresh}
-    for document, value in seen.documents.items():
-        if known.get(document) != value and not _was(document, value):
-            raise Undetected(f"{document} is served as {value[:3]}")
+def _check_part(seen: Seen, allowed: Sequence[Documents]) -> None:
+    """What is served beside a damaged file is true, and is all that lies outside of it."""
+    if seen.documents not in allowed:
+        fewest = min((_apart(known, seen.documents) for known in allowed), key=len)
+        raise Undetected(f"{len(fewest)} documents are wrong or missing: {fewest[:3]}")
+    if seen.unchanged != tuple(document in seen.documents for document in all_ids()):
+        raise Undetected("it is wrong about what it holds")
+    want = _nearest(seen.documents)
+    if [document for document, _ in want] != [document for document, *_ in seen.exact]:
+        raise Undetected(f"of {len(seen.documents)} documents it finds others than the nearest")
+    for (_, right), (document, score, *_) in zip(want, seen.exact, strict=True):
+        if abs(score - right) > 2e-3:
+            raise Undetected(f"the score of {document} is {score}, not {right}")
+    best = min(1, len(seen.documents))
+    if len(seen.hits) != len(want) + len(QUERIES) * best:
+        raise Undetected(f"of {len(seen.documents)} documents a search finds {len(seen.hits)}")
     for document, score, text, metadata in seen.hits + seen.exact:
         if (text, metadata) != seen.documents[document][1:3] or not -1.001 < score < 1.001:
             raise Undetected(f"a hit says {document}, {score}, {text!r}")
 
 
-def _was(document: str, value: tuple[int, str, bytes | None, bytes]) -> bool:
-    """Whether it was once so: an earlier generation."""
-    version, text, metadata, vector = value
-    return (
-        text == text_of(document, version)
-        and metadata == metadata_of(document, version)
-        and vector == vector_of(document, version).astype("<f2").tobytes()
-    )
+def _nearest(documents: Documents) -> list[tuple[str, float]]:
+    """For each query the ``TOP_K`` nearest of ``documents``, the queries one after the other."""
+    if not documents:
+        return []
+    ids = list(documents)
+    stored = np.array([np.frombuffer(documents[d][3], "<f2") for d in ids], np.float32)
+    return [
+        (ids[place], float(row[place]))
+        for row in QUERIES @ stored.T
+        for place in np.argsort(-row)[:TOP_K].tolist()
+    ]
+
+
+def _apart(known: Documents, served: Documents) -> list[str]:
+    return sorted(d for d in known.keys() | served.keys() if known.get(d) != served.get(d))
 
 
 def _difference(want: Seen, have: Seen) -> str:

@@ -32,11 +32,14 @@ QUERIES = np.array([vector_of(f"query-{i}", 1) for i in range(4)])
 TOP_K = 3
 
 
+Documents = dict[str, tuple[int, str, bytes | None, bytes]]  # version, text, metadata, vector
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a reader gives: everything that a client could ever see of a partition."""
 
-    documents: dict[str, tuple[int, str, bytes | None, bytes]]  # version, text, metadata, vector
+    documents: Documents
     hits: tuple[Any, ...]
     exact: tuple[Any, ...]
     unchanged: tuple[bool, ...]
@@ -54,6 +57,13 @@ class Image:
     thresholds: Thresholds = INDEXED
     spec: PartitionSpec = SPEC
     without: dict[str, Seen] = field(default_factory=dict)  # derived file -> seen without it
+    in_file: dict[str, frozenset[str]] = field(default_factory=dict)  # segment -> ids it serves
+    earlier: tuple[Documents, ...] = ()  # what each commit before the last has left
+
+    def outside(self, file: str) -> Documents:
+        """The documents that do not lie in ``file``."""
+        lost = self.in_file.get(file, frozenset())
+        return {d: value for d, value in self.seen.documents.items() if d not in lost}
 
 
 def see(directory: Path, thresholds: Thresholds, ids: list[str]) -> Seen:
@@ -61,18 +71,15 @@ def see(directory: Path, thresholds: Thresholds, ids: list[str]) -> Seen:
     reader = PartitionReader.open(directory, thresholds=thresholds)
     try:
         stats = reader.stats()
-        stored = {d.id: d for d in reader.documents()}
-        found, vectors = reader.vectors(id_keys(sorted(stored)))
-        by_id = {
-            d: v.tobytes() for d, v, f in zip(sorted(stored), vectors, found, strict=True) if f
-        }
+        stored = _read(reader)
         got = reader.get(ids)
         assert {d.id for d in got if d is not None} == set(stored) & set(ids)
-        texts = [stored[d].text if d in stored else "" for d in ids]
-        metadata = [stored[d].metadata if d in stored else None for d in ids]
+        nothing = (0, "", None, b"")
+        texts = [stored.get(d, nothing)[1] for d in ids]
+        metadata = [stored.get(d, nothing)[2] for d in ids]
         unchanged = reader.unchanged(id_keys(ids), content_keys(texts, metadata))
         return Seen(
-            {d.id: (d.version, d.text, d.metadata, by_id[d.id]) for d in stored.values()},
+            stored,
             _hits(reader.search(QUERIES, TOP_K)) + _hits(reader.search(QUERIES, 1)),
             _hits(reader.exact(QUERIES, TOP_K)),
             tuple(unchanged.tolist()),
@@ -81,6 +88,14 @@ def see(directory: Path, thresholds: Thresholds, ids: list[str]) -> Seen:
         )
     finally:
         reader.close()
+
+
+def _read(reader: PartitionReader) -> Documents:
+    """All documents, each with the vector that is found for its id."""
+    stored = {d.id: d for d in reader.documents()}
+    found, vectors = reader.vectors(id_keys(sorted(stored)))
+    by_id = {d: v.tobytes() for d, v, f in zip(sorted(stored), vectors, found, strict=True) if f}
+    return {d.id: (d.version, d.text, d.metadata, by_id[d.id]) for d in stored.values()}
 
 
 def _hits(found: list[list[Any]]) -> tuple[Any, ...]:
@@ -115,8 +130,10 @@ def _image(
 ) -> Image:
     directory, building = root / name, root / f"{name}-building"
     writer = open_writer(building, spec=spec, thresholds=thresholds)
+    history: list[Documents] = [{}]
     first = [(f"d{i}", 1 + i % 5) for i in range(rows)]
     writer.apply([shard(f"{name}-{i}", first[i::4]) for i in range(4)])
+    history.append(_documents(building))
     if not live:
         assert settle(writer) == []
     if live == "old":  # close folds the log, so that what follows stands in a log of its own
@@ -125,6 +142,7 @@ def _image(
     changed = [(f"d{i}", 9 + i % 3) for i in range(0, rows, 5)]
     gone = [(f"d{i}", 20) for i in range(0, rows, 17)]
     writer.apply([shard(f"{name}-changed", changed, gone)])
+    history.append(_documents(building))
     writer.apply([shard(f"{name}-more", [(f"d{i}", 3) for i in range(rows, rows + 20)])])
     if live:
         shutil.copytree(building, directory)
@@ -137,6 +155,8 @@ def _image(
     seen = see(scratch, thresholds, all_ids())
     assert seen.documents and not seen.quarantined
     assert any(metadata for _, _, metadata, _ in seen.documents.values()) and metadata_of("", 3)
+    in_file = _by_segment(scratch)
+    assert sorted(d for held in in_file.values() for d in held) == sorted(seen.documents)
     without = {}
     for path in scratch.glob("idx-*"):
         hidden = path.rename(path.with_suffix(".hidden"))
@@ -145,7 +165,29 @@ def _image(
     assert bool(without) == bool(seen.indexed) == (name in ("indexed", "graph"))
     shutil.rmtree(scratch)
     shutil.rmtree(building)
-    return Image(name, directory, seen, thresholds, spec, without)
+    return Image(name, directory, seen, thresholds, spec, without, in_file, tuple(history))
+
+
+def _documents(directory: Path) -> Documents:
+    reader = PartitionReader.open(directory)
+    try:
+        return _read(reader)
+    finally:
+        reader.close()
+
+
+def _by_segment(directory: Path) -> dict[str, frozenset[str]]:
+    """Which file the living row of each document lies in."""
+    reader = PartitionReader.open(directory)
+    try:
+        return {
+            part.entry.file: frozenset(
+                part.segment.rows.id(int(row)) for row in np.flatnonzero(part.liveness.visible)
+            )
+            for part in reader._present().parts
+        }
+    finally:
+        reader.close()
 
 
 def make_catalog(root: Path) -> tuple[Path, list[dict[str, Any]]]:

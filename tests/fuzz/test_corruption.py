@@ -1,10 +1,11 @@
 """A share of the corruptions; and proof that the judge sees what nobody noticed."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 from fuzz.corruption import Subjects, Undetected
-from fuzz.images import Seen
+from fuzz.images import Seen, see
 
 from vecfleet.worker.commit_mark import CommitMark
 from vecfleet.worker.segment import Segment
@@ -39,6 +40,29 @@ def test_a_reader_that_checks_nothing_is_found_out(subjects):
 def test_a_writer_without_a_mark_is_found_out(subjects):
     with mock.patch.object(CommitMark, "__init__", _no_mark):
         assert "manifest.db-wal" in first_undetected(subjects, SHARE)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.9])
+def test_a_reader_that_loses_more_than_what_was_damaged_is_found_out(subjects, kept):
+    def forgetful(directory, thresholds, ids):
+        seen = see(directory, thresholds, ids)
+        if not seen.quarantined:
+            return seen
+        some = sorted(seen.documents)[: int(kept * len(seen.documents))]
+        documents = {document: seen.documents[document] for document in some}
+        return replace(seen, documents=documents, hits=(), exact=())
+
+    with mock.patch("fuzz.corruption.see", forgetful):
+        assert "wrong or missing" in first_undetected(subjects, SHARE)
+
+
+def test_a_search_that_finds_nothing_beside_what_was_damaged_is_found_out(subjects):
+    def blind(directory, thresholds, ids):
+        seen = see(directory, thresholds, ids)
+        return replace(seen, hits=()) if seen.quarantined else seen
+
+    with mock.patch("fuzz.corruption.see", blind):
+        assert "a search finds 0" in first_undetected(subjects, SHARE)
 
 
 def _no_mark(self, path):
