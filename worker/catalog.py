@@ -33,6 +33,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT
 from vecfleet.common.names import check_name, new_id
 from vecfleet.worker.commit_mark import CommitMark
+from vecfleet.worker.disk_reserve import DiskReserve
 from vecfleet.worker.partition_state import PartitionSpec
 from vecfleet.worker.sqlite_file import SqliteFile
 
@@ -57,9 +58,16 @@ class Catalog:
     """The collections of one aggregator; safe to use from several threads."""
 
     def __init__(
-        self, root: Path, file: SqliteFile, mark: CommitMark, home: str, token: int | None
+        self,
+        root: Path,
+        file: SqliteFile,
+        mark: CommitMark,
+        home: str,
+        token: int | None,
+        reserve: DiskReserve,
     ) -> None:
         """Use ``open``."""
+        self._reserve = reserve
         self._token = token
         self.root = root
         self._file = file
@@ -80,6 +88,11 @@ class Catalog:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable(f"{root} cannot be made: {error.strerror}") from error
+        reserve = DiskReserve(root)
+        return reserve.in_need(lambda: cls._open(root, home, token, reserve))
+
+    @classmethod
+    def _open(cls, root: Path, home: str, token: int | None, reserve: DiskReserve) -> Catalog:
         mark = CommitMark(root / FILE_NAME)
         try:
             file = SqliteFile(root / FILE_NAME)
@@ -92,7 +105,7 @@ class Catalog:
                 fault = file.db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise file.corrupt(fault)
-            catalog = cls(root, file, mark, home, token)
+            catalog = cls(root, file, mark, home, token, reserve)
             catalog._check_seal()
             catalog._take_over()
             catalog.remove_deleted()
@@ -183,19 +196,19 @@ class Catalog:
         """
         with self._used():
             found = self.get(name, tenant)
-            with self._changed():
-                self._db.execute("DELETE FROM collections WHERE uid = ?", (found.uid,))
-                self._db.execute(
-                    "INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (found.uid, time.time())
-                )
-                row = (found.uid, tenant)
-                self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", row)
+            self._reserve.in_need(lambda: self._note_deleted(found.uid, tenant))
         return found
+
+    def _note_deleted(self, uid: str, tenant: str) -> None:
+        with self._changed():
+            self._db.execute("DELETE FROM collections WHERE uid = ?", (uid,))
+            self._db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (uid, time.time()))
+            self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", (uid, tenant))
 
     def remove_deleted(self) -> None:
         """Remove the files of deleted collections, whose writers must be closed.
 
-        What cannot be removed now is there for the next call.
+        What cannot be removed now is there for the next call. Fills the reserve of the disk again.
         """
         with self._used():
             for (uid,) in self._db.execute("SELECT uid FROM deleted WHERE removed = 0").fetchall():
@@ -209,6 +222,8 @@ class Catalog:
                 shutil.rmtree(leaving, ignore_errors=True)
                 if not directory.exists() and not leaving.exists():
                     self._db.execute("UPDATE deleted SET removed = 1 WHERE uid = ?", (uid,))
+            if self._token is not None:
+                self._reserve.fill()
 
     def directory(self, collection: Collection, partition: int = 0) -> Path:
         """Where a partition lives; it need not exist yet."""
