@@ -6,7 +6,7 @@ RUN python -m venv /opt/vecfleet
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 COPY . .
 RUN /opt/vecfleet/bin/pip install -c constraints/cpu.txt '.[gateway]' \
- && /opt/vecfleet/bin/vecfleet gateway --check
+ && /opt/vecfleet/bin/vecfleet gateway --check --no-keys
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /nonexistent vecfleet \

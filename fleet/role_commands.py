@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import click
 
@@ -22,6 +24,8 @@ from vecfleet.fleet.machine import claimed_gpu
 from vecfleet.fleet.presence import workers_here
 from vecfleet.worker.machine import read_gpus
 from vecfleet.worker.window import ResourceLimits
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NICENESS = 10
 
@@ -52,7 +56,18 @@ def with_given(settings: Settings, **given: object) -> Settings:
     Raises ``ConfigError`` that names a bad one.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Settings.checked({**settings.model_dump(), **chosen})
+    checked = Settings.checked({**settings.model_dump(), **chosen})
+    if "redis_url" in chosen and _has_password(str(checked.redis_url)):
+        log.warning(
+            "ps shows the password in --redis to everybody on this machine; put it into a file "
+            "(VECFLEET_REDIS_PASSWORD_FILE), or the URL into VECFLEET_REDIS_URL"
+        )
+    return checked
+
+
+def _has_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return bool(parts.password) or "password" in parse_qs(parts.query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +86,21 @@ def _run(role: _Role, make: Callable[[Any], Any], redis_url: str, check: bool) -
     return int(getattr(module, role.function)(config) or 0)
 
 
-def check_door(settings: Settings) -> None:
-    """Raise ``ConfigError`` unless a gateway with these settings would start."""
+def check_door(settings: Settings, *, for_oneself: bool = False) -> None:
+    """Raise ``ConfigError`` unless a gateway with these settings would start.
+
+    ``for_oneself``: with ``vecfleet up`` it needs no keys on the loopback address.
+    """
     config = importlib.import_module("vecfleet.gateway.config")
     keys_file = None if settings.no_keys else settings.find_keys_file()
+    is_open = for_oneself and keys_file is None and config.is_loopback(settings.host)
     if keys_file is not None:
         read_keys(keys_file)
     config.GatewayConfig(
         "",
         host=settings.host,
         keys_file=keys_file,
-        no_keys=settings.no_keys,
+        no_keys=settings.no_keys or is_open,
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
     ).checked()
@@ -119,9 +138,7 @@ def _need_all(engine: str) -> None:
 _PATH: Any = click.Path(path_type=Path)
 _keys = options(
     click.option("--keys-file", type=_PATH, help="The API keys; see `vecfleet keys`."),
-    click.option(
-        "--no-keys", is_flag=True, default=None, help="Serve everybody, behind a proxy of yours."
-    ),
+    click.option("--no-keys", is_flag=True, default=None, help="Serve everybody who reaches it."),
     click.option("--tls-cert", type=_PATH, help="Serve HTTPS with this certificate (PEM)."),
     click.option("--tls-key", type=_PATH, help="Its private key."),
 )
@@ -358,7 +375,7 @@ def up(settings: Settings, /, workers: str, niceness: int, host: str | None, **g
 
     chosen = with_given(settings, host=host, **given)
     _need_all(chosen.engine)
-    check_door(chosen)
+    check_door(chosen, for_oneself=True)
     if workers != "auto" and not (workers.isdecimal() and int(workers) > 0):
         raise ConfigError("--workers must be a number of at least 1, or auto")
     return run_up(

@@ -44,6 +44,7 @@ from vecfleet.fleet.worker_plan import (
     group_gpus,
     plan_workers,
 )
+from vecfleet.gateway.config import is_loopback
 from vecfleet.worker.machine import read_gpus
 from vecfleet.worker.resources import host_memory
 
@@ -158,7 +159,8 @@ class Fleet:
     def _keys(self) -> list[str]:
         settings = self._settings
         keys = None if settings.no_keys else settings.find_keys_file()
-        given = ["--no-keys"] if settings.no_keys else []
+        is_open = keys is None and is_loopback(settings.host)  # this machine's user, for himself
+        given = ["--no-keys"] if settings.no_keys or is_open else []
         for name, path in (
             ("--keys-file", keys),
             ("--tls-cert", settings.tls_cert),

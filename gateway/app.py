@@ -73,6 +73,6 @@ def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None
         MetricsRoute(fleet, metrics),
     ):
         app.include_router(part.routes())
-    app.add_middleware(Door, bodies=bodies, metrics=metrics, keyring=keyring)
+    app.add_middleware(Door, bodies=bodies, metrics=metrics, config=config, keyring=keyring)
     describe_keys(app)
     return app

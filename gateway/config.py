@@ -43,7 +43,7 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     keys_file: Path | None = None  # the API keys; without it everybody may do everything
-    no_keys: bool = False  # that is meant, also on an address that others reach
+    no_keys: bool = False  # that is meant
     tls_cert: Path | None = None  # certificates in PEM, the server's own first
     tls_key: Path | None = None
     embed_model: str | None = None  # where a request names none; None: the only one served
@@ -59,10 +59,10 @@ class GatewayConfig:
     def checked(self) -> GatewayConfig:
         """The config itself; raises a ``ConfigError`` that names every fault at once."""
         faults = []
-        if self.keys_file is None and not self.no_keys and not is_loopback(self.host):
+        if self.keys_file is None and not self.no_keys:
             faults.append(
-                f"others reach {self.host or 'every address'}, and there are no API keys: make one "
-                "with `vecfleet keys create`, or say --no-keys behind a proxy that asks for its own"
+                "there are no API keys: make one with `vecfleet keys create`, or say --no-keys, "
+                "for yourself alone on this machine or behind a proxy that asks for keys of its own"
             )
         if self.keys_file is not None and self.no_keys:
             faults.append("a key file and --no-keys contradict each other")

@@ -12,20 +12,25 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vecfleet.common.errors import Unauthorized, VecfleetError
+from vecfleet.common.errors import Forbidden, QueueFull, Unauthorized, VecfleetError
 from vecfleet.common.logs import request_id
 from vecfleet.gateway.body import Bodies
+from vecfleet.gateway.caller import NOBODY
+from vecfleet.gateway.config import GatewayConfig, is_loopback
 from vecfleet.gateway.context import RequestContext, begin
 from vecfleet.gateway.errors import answer
 from vecfleet.gateway.identity import identify
 from vecfleet.gateway.keyring import Keyring
 from vecfleet.gateway.metrics import HttpMetrics
+from vecfleet.gateway.shares import Shares
 
 log = logging.getLogger("vecfleet.gateway.access")
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; only in the log and in the metrics
 _LINGER_BYTES = 64 << 20
 _LINGER_S = 2.0
+_MAX_LINGERING = 256  # requests, all tenants together
+_KEYLESS = ""  # as whom those count who showed no good key
 
 
 class Door:
@@ -36,6 +41,7 @@ class Door:
         app: ASGIApp,
         bodies: Bodies,
         metrics: HttpMetrics,
+        config: GatewayConfig,
         keyring: Keyring | None = None,
     ) -> None:
         """Without a ``keyring`` everybody may do everything, as the default tenant."""
@@ -43,6 +49,9 @@ class Door:
         self._bodies = bodies
         self._metrics = metrics
         self._keyring = keyring
+        self._is_local = is_loopback(config.host)
+        self._running = Shares(config.limits.max_connections)
+        self._lingering = Shares(_MAX_LINGERING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request from its headers to its access line."""
@@ -55,7 +64,7 @@ class Door:
         context = begin(scope)  # type: ignore[arg-type]
         token = request_id.set(context.id)
         try:
-            await self._serve(scope, receive, _Answer(context, receive, send))
+            await self._serve(scope, receive, _Answer(context, receive, send, self._lingering))
         finally:
             if context.watch is not None:
                 context.watch.cancel()
@@ -68,9 +77,17 @@ class Door:
     async def _serve(self, scope: Scope, receive: Receive, send: _Answer) -> None:
         context = send.context
         try:
-            context.caller = identify(scope["headers"], scope["path"], self._keyring, context)
-            await self._app(scope, receive, send)
-        except Unauthorized as error:
+            context.caller = identify(
+                scope["headers"], scope["path"], self._keyring, context, is_local=self._is_local
+            )
+            who = _who(context)
+            if not self._running.take(who):
+                raise _Busy("the gateway works on too many requests of yours", retry_after_s=1.0)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._running.give(who)
+        except (Unauthorized, Forbidden, _Busy) as error:
             await answer(error, scope["path"], context)(scope, receive, send)
         except asyncio.CancelledError:
             if not context.disconnected:
@@ -105,11 +122,22 @@ class Door:
         log.info("request", extra={"fields": line})
 
 
+class _Busy(QueueFull):
+    """The gateway works on too many requests."""
+
+
+def _who(context: RequestContext) -> str:
+    return _KEYLESS if context.caller is NOBODY else context.caller.tenant
+
+
 class _Answer:
     """The way out: adds the headers every answer has, and ends bodies that nobody read."""
 
-    def __init__(self, context: RequestContext, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, context: RequestContext, receive: Receive, send: Send, lingering: Shares
+    ) -> None:
         self.context = context
+        self._lingering = lingering
         self._receive = receive
         self._send = send
 
@@ -128,9 +156,14 @@ class _Answer:
         elif context.body_open and not message.get("more_body", False):
             # The client still sends. Closing now would reset the connection before it has read
             # the answer, so take a little more, in a bounded way, and throw it away.
-            await self._send({**message, "more_body": True})
-            await self._linger()
-            message = {"type": "http.response.body", "body": b""}
+            who = _who(context)
+            if self._lingering.take(who):
+                try:
+                    await self._send({**message, "more_body": True})
+                    await self._linger()
+                finally:
+                    self._lingering.give(who)
+                message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     async def _linger(self) -> None:

@@ -13,6 +13,7 @@ from vecfleet.common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # between two looks at the file: a revoked key is good for so long
+GONE_S = 10.0  # a file may be missing so long, while somebody puts another in its place
 
 _Stamp = tuple[int, int, int, int]
 
@@ -28,6 +29,7 @@ class Keyring:
         self._keys = read_keys(path)
         self._looked = clock()
         self._fault = ""
+        self._gone_since: float | None = None
 
     def find(self, shown: str) -> ApiKey | None:
         """The entry of a key that is good now."""
@@ -53,9 +55,30 @@ class Keyring:
             if str(error) != self._fault:
                 log.error("the API keys stay as they were: %s", error)
             self._fault = str(error)  # it is read again at each look until it is good
+            self._forget_where_gone(now)
             return
-        self._keys, self._stamp, self._fault = keys, stamp, ""
+        self._keys, self._stamp, self._fault, self._gone_since = keys, stamp, "", None
         log.info("the API keys were read again", extra={"fields": {"keys": len(keys.entries)}})
+
+    def _forget_where_gone(self, now: float) -> None:
+        """Who removes the file means that nobody has a key any more."""
+        if not _is_gone(self._path):
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = now
+        elif now - self._gone_since >= GONE_S and self._keys.entries:
+            log.error("no API key is good any more: %s is gone", self._path)
+            self._keys = KeySet()
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # who knows
+    return False
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 
 import uvicorn
 import uvloop
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _RETRY_S = 0.5
+_OTHER_FILES = 256  # that are open beside connections: libraries, Redis, the log
+_FEWEST_CONNECTIONS = 16
 
 
 def run_gateway(config: GatewayConfig) -> int:
@@ -34,6 +38,8 @@ def run_gateway(config: GatewayConfig) -> int:
     """
     try:
         config.checked()
+        most = _allow_connections(config.limits.max_connections)
+        config = replace(config, limits=replace(config.limits, max_connections=most))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config))
     except (VecfleetError, OSError) as error:
@@ -60,6 +66,7 @@ async def serve(
 
     app = create_app(fleet, config, opened)
     listener = listener or _listen(config.host, config.port)
+    listener.listen(_BACKLOG)  # whoever reads the line below may come at once
     settings = uvicorn.Config(
         app,
         ssl_certfile=config.tls_cert,
@@ -79,8 +86,9 @@ async def serve(
     _load_tls(settings)
     host, port = listener.getsockname()[:2]
     log.info("gateway listens on %s://%s:%s", "https" if settings.is_ssl else "http", host, port)
-    if config.keys_file is None and not is_loopback(config.host):
-        log.warning("no API keys are asked for (--no-keys): whoever reaches this may do everything")
+    if config.keys_file is None:
+        level = logging.INFO if is_loopback(config.host) else logging.WARNING
+        log.log(level, "no API keys are asked for: whoever reaches this may do everything")
     server = _Server(settings)
     beside = [asyncio.create_task(_stop(server, stop))] if stop is not None else []
     if settings.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
@@ -115,6 +123,25 @@ class _Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def _allow_connections(wanted: int) -> int:
+    """Have the system allow so many connections; returns how many it does allow."""
+    needed = wanted + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        more = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):  # the system has a bound of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    allowed = max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES)
+    log.warning(
+        "at most %d connections at a time, not %d: this process may open %d files (ulimit -n)",
+        *(allowed, wanted, soft),
+    )
+    return allowed
 
 
 def _load_tls(settings: uvicorn.Config) -> None:

@@ -29,7 +29,12 @@ class _Outlet:
 
 
 def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
-    """A protocol that closes connections whose headers are endless or come too slowly."""
+    """A protocol that closes connections whose headers are endless or come too slowly.
+
+    Where there are too many connections, a new one takes the place of the one that has been without
+    a request for the longest time: who sends nothing cannot keep out who does.
+    """
+    without_request: dict[asyncio.Protocol, asyncio.BaseTransport] = {}  # the oldest first
 
     class GuardedProtocol(HttpToolsProtocol):
         _header_bytes = 0
@@ -40,8 +45,14 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             self.transport = _Outlet(transport)  # type: ignore[assignment]
             self._await_headers(limits.header_timeout_s)
+            if len(self.connections) >= limits.max_connections and without_request:
+                oldest = next(iter(without_request))
+                self.connections.discard(oldest)
+                without_request.pop(oldest).close()
+            without_request[self] = transport
 
         def connection_lost(self, exc: Exception | None) -> None:
+            without_request.pop(self, None)
             self._stop_timer()
             super().connection_lost(exc)
 
@@ -57,11 +68,14 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
         def on_headers_complete(self) -> None:
             self._in_headers = False
             self._header_bytes = 0
+            without_request.pop(self, None)
             self._stop_timer()
             super().on_headers_complete()
 
         def on_response_complete(self) -> None:
             self._in_headers = True
+            if not self.pipeline and not self.transport.is_closing():
+                without_request[self] = self.transport
             super().on_response_complete()
 
         def _await_headers(self, seconds: float) -> None:

@@ -283,5 +283,5 @@ async def gateway_client(
     """A client of a gateway over ``fleet``, without a socket between them."""
     config = GatewayConfig(redis_url="unused", limits=limits or GatewayLimits(), **settings)
     transport = httpx.ASGITransport(app=create_app(fleet, config))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

@@ -5,8 +5,8 @@
 #
 # PASSWORDS is a folder with a file for each user (see passwords.sh), named redis_USER or USER. Redis
 # gets the SHA-256 of each. A user without a file has no password and cannot log in.
-# REDIS_SERVER and REDIS_CHECK_AOF name other programs, ACL_FILE another place for the users than
-# /tmp/users.acl.
+# REDIS_SERVER and REDIS_CHECK_AOF name other programs, ACL_FILE a place for the users instead of
+# a folder of its own below TMPDIR (/tmp).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,8 +14,12 @@ passwords=$1
 shift
 
 umask 077
-acl=${ACL_FILE:-/tmp/users.acl}
+# Nobody else may have put a file or a link there: the folder is new, and so is the file.
+acl=${ACL_FILE:-$(mktemp -d "${TMPDIR:-/tmp}/vecfleet-redis.XXXXXX")/users.acl}
+rm -f -- "$acl"
+set -C
 : > "$acl"
+set +C
 while read -r word name state rest; do
   [ "$word" = user ] || continue
   file=$passwords/redis_$name

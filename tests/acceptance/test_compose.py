@@ -185,7 +185,7 @@ def test_the_gateways_and_the_workers_health_checks(run_role: RunRole, redis_url
     port = free_port()
     environment = {"VECFLEET_REDIS_URL": redis_url, "VECFLEET_ENGINE": "null"}
     worker = run_role("worker", "--gpus", "all", env=environment)
-    gateway = run_role("gateway", "--port", str(port), env=environment)
+    gateway = run_role("gateway", "--port", str(port), "--no-keys", env=environment)
     check = SERVICES["worker"]["healthcheck"]["test"][2:]
     wait_until(lambda: health(redis_url, *check) == 0, 60, "a worker")
     *_, python, flag, code = SERVICES["gateway"]["healthcheck"]["test"]

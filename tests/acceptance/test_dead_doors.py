@@ -123,7 +123,7 @@ def test_the_command(fleet, monkeypatch):
 
 async def test_over_http(fleet, tmp_path):
     settings = {"VECFLEET_REDIS_URL": fleet, "VECFLEET_DATA": str(tmp_path / "other")}
-    process = start_role("gateway", "--port", "0", env=settings)
+    process = start_role("gateway", "--port", "0", "--no-keys", env=settings)
     try:
         line = await asyncio.to_thread(process.wait_for_line, r"http://127\.0\.0\.1:\d+")
         port = line.rsplit("127.0.0.1:", 1)[1].split("/")[0].split('"')[0].split()[0].strip(",.")

@@ -103,8 +103,17 @@ def test_durations() -> None:
             seconds_of(wrong)
 
 
-@pytest.mark.parametrize("command", ["gateway", "up"])
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize(
+    ("command", "host"),
+    [
+        ("gateway", "0.0.0.0"),
+        ("gateway", "::"),
+        ("gateway", "127.0.0.1"),  # a proxy may stand before it
+        ("gateway", "localhost"),
+        ("up", "0.0.0.0"),
+        ("up", "::"),
+    ],
+)
 def test_an_open_door_refuses_to_open_and_says_why_in_a_line(
     command: str, host: str, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ async def doors(redis_url, run_role, tmp_path, checkpoint) -> AsyncIterator[Door
     run_role("aggregator", "--redis", redis_url, "--data", str(tmp_path / "index"))
     worker = ["--model", str(checkpoint), "--served-name", MODEL, "--engine", "torch"]
     run_role("worker", "--redis", redis_url, "--device", "cpu", "--dtype", "float32", *worker)
-    run_role("gateway", "--redis", redis_url, "--port", str(port))
+    run_role("gateway", "--redis", redis_url, "--port", str(port), "--no-keys")
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
         AsyncProducer(redis_url) as producer,

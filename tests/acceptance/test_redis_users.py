@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -172,6 +173,33 @@ def test_a_user_without_a_password_file_cannot_log_in(
     assert not re.search(r"(^|\s)[>#<!][^\s]*", text.replace("# ", "")), "no password in the file"
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_file_of_the_users_is_nobody_elses(tmp_path: Path, is_named: bool) -> None:
+    """Somebody has put a link where the file was always, or where it shall be."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "users.acl").symlink_to(victim)
+    (tmp_path / "data").mkdir()
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    conf = tmp_path / "deploy" / "redis.conf"
+    conf.write_text(conf.read_text().replace("dir /data", f"dir {tmp_path / 'data'}"))
+    subprocess.run([str(DEPLOY / "passwords.sh"), str(tmp_path / "passwords")], check=True)
+    environment = {**os.environ, "REDIS_SERVER": "/bin/echo", "TMPDIR": str(tmp_path)}
+    if is_named:
+        environment["ACL_FILE"] = str(tmp_path / "users.acl")
+    done = subprocess.run(
+        [str(tmp_path / "deploy" / "start.sh"), str(tmp_path / "passwords")],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    file = Path(done.stdout.split("--aclfile ")[1].split()[0])
+    assert victim.read_text() == "precious"
+    assert "user worker on #" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    if not is_named:
+        assert file.parent.parent == tmp_path
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
 def commands_of(path: Path) -> set[str]:
     return {name.lower() for name in re.findall(r"'([A-Z]{3,})'", path.read_text())}
 
@@ -255,7 +283,7 @@ def test_the_whole_path_with_each_process_under_its_own_user(
         "search": ("aggregator", "--data", data, "--only", "search"),
         "aggregator": ("aggregator", "--data", data, "--only", "writer"),
         "worker": ("worker", "--engine", "fake"),
-        "gateway": ("gateway", "--port", str(port)),
+        "gateway": ("gateway", "--port", str(port), "--no-keys"),
     }
     started = {
         user: run_role(*arguments, env={**quick, **server.environment(user)})

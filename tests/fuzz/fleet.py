@@ -76,7 +76,7 @@ def live_fleet(folder: Path) -> Iterator[LiveFleet]:
         try:
             fleet.start_aggregator()
             fleet.start_worker()
-            gateway = fleet.start("gateway", "--port", "0", "--collection", "books")
+            gateway = fleet.start("gateway", "--port", "0", "--no-keys", "--collection", "books")
             line = gateway.wait_for_line(r"http://127\.0\.0\.1:\d+")
             fleet.port = int(line.rpartition("127.0.0.1:")[2].split('"')[0].split()[0])
             yield fleet

@@ -16,7 +16,7 @@ _PATIENCE_S = 40.0  # longer than any limit of the gateway
 
 
 def _post(body: bytes, *lines: bytes, target: bytes = b"/v1/embeddings") -> bytes:
-    head = [b"POST " + target + b" HTTP/1.1", b"host: fuzz", *lines]
+    head = [b"POST " + target + b" HTTP/1.1", b"host: localhost", *lines]
     return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
@@ -29,22 +29,23 @@ BROKEN: dict[str, bytes] = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
     "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "http 0.9": b"GET /health\r\n\r\n",
-    "http 9.9": b"GET /health HTTP/9.9\r\nhost: x\r\n\r\n",
+    "http 9.9": b"GET /health HTTP/9.9\r\nhost: localhost\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /health HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-    "bare line feeds": b"GET /health HTTP/1.1\nhost: x\n\n",
-    "nul in the target": b"GET /hea\0lth HTTP/1.1\r\nhost: x\r\n\r\n",
-    "nul in a header": b"GET /health HTTP/1.1\r\nhost: x\r\na: b\0c\r\n\r\n",
+    "bare line feeds": b"GET /health HTTP/1.1\nhost: localhost\n\n",
+    "nul in the target": b"GET /hea\0lth HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "nul in a header": b"GET /health HTTP/1.1\r\nhost: localhost\r\na: b\0c\r\n\r\n",
     "space before the colon": b"GET /health HTTP/1.1\r\nhost : x\r\n\r\n",
-    "folded header": b"GET /health HTTP/1.1\r\nhost: x\r\na: b\r\n c\r\n\r\n",
-    "long target": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-    "long header": b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"b" * 200_000 + b"\r\n\r\n",
+    "folded header": b"GET /health HTTP/1.1\r\nhost: localhost\r\na: b\r\n c\r\n\r\n",
+    "long target": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "long header": b"GET /health HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 200_000 + b"\r\n\r\n",
     "many headers": b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 30_000 + b"\r\n",
-    "absolute target": b"GET http://elsewhere/health HTTP/1.1\r\nhost: x\r\n\r\n",
-    "connect": b"CONNECT 127.0.0.1:6379 HTTP/1.1\r\nhost: x\r\n\r\n",
-    "star": b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
-    "websocket": b"GET /health HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-    b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n\r\n",
+    "absolute target": b"GET http://elsewhere/health HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "connect": b"CONNECT 127.0.0.1:6379 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "star": b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "websocket": b"GET /health HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n"
+    b"connection: upgrade\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"sec-websocket-version: 13\r\n\r\n",
     "length too small": _post(TEXT, b"content-length: 3"),
     "length too large": _post(TEXT, b"content-length: 1000"),
     "length huge": _post(TEXT, b"content-length: 99999999999999999999"),
@@ -79,8 +80,10 @@ BROKEN: dict[str, bytes] = {
         b"content-length: %d" % (3 << 20),
         target=b"/collections/books/documents",
     ),
-    "pipelined": b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n" * 200,
-    "smuggled": _post(TEXT + b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", b"content-length: 19"),
+    "pipelined": b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n" * 200,
+    "smuggled": _post(
+        TEXT + b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n", b"content-length: 19"
+    ),
 }
 
 

@@ -45,7 +45,7 @@ def request_bytes(
 ) -> bytes:
     """One request; a Content-Length is set where there is a body and no header says otherwise."""
     told = {name.lower(): value for name, value in headers.items()}
-    told.setdefault("host", "fuzz")
+    told.setdefault("host", "localhost")
     if body is not None and "transfer-encoding" not in told:
         told.setdefault("content-length", str(len(body)))
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]

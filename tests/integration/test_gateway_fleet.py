@@ -23,7 +23,7 @@ async def http(redis_url, run_role, tmp_path):
     run_role("aggregator", "--redis", redis_url, "--data", str(tmp_path))
     run_role("worker", "--redis", redis_url, "--engine", "fake", "--model", MODEL)
     process = run_role(
-        "gateway", "--redis", redis_url, "--port", str(port), "--collection", "books"
+        "gateway", "--redis", redis_url, "--port", str(port), "--collection", "books", "--no-keys"
     )
     await asyncio.to_thread(process.wait_for_line, "gateway listens")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

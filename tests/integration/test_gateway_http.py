@@ -170,7 +170,8 @@ async def test_disconnect_cancels_the_job(served, redis_async, responder):
     _, writer = await served.connect()
     body = json.dumps({"input": "nobody waits for this"}).encode()
     writer.write(
-        b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+        + body
     )
     (job_id,) = await eventually(lambda: redis_async.lrange(EMBED_LIST, 0, -1))
     assert await redis_async.exists(keys.job(job_id.decode()))
@@ -194,10 +195,10 @@ async def test_slow_and_endless_clients_are_cut_off_and_others_are_served(redis_
     async with gateway(redis_url, limits=limits) as served:
         silent = [await served.connect() for _ in range(20)]
         slow_head = await served.connect()
-        slow_head[1].write(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\n")
+        slow_head[1].write(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\n")
         slow_body = await served.connect()
         slow_body[1].write(
-            b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"in'
+            b'POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"in'
         )
         endless_head = await served.connect()
         endless_head[1].write(b"GET / HTTP/1.1\r\nx: " + b"a" * 20_000)
@@ -215,7 +216,9 @@ async def test_slow_and_endless_clients_are_cut_off_and_others_are_served(redis_
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/nowhere"])
 async def test_endless_body_gets_an_answer_and_is_closed(served, path):
     reader, writer = await served.connect()
-    writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    )
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
     async def pour():
@@ -325,7 +328,7 @@ async def test_a_stream_that_breaks_off_ends_with_what_it_brought(served, redis_
     _, writer = await served.connect()
     row = b'{"id": "a", "text": "b"}\n'
     writer.write(
-        f"POST {DOCUMENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+        f"POST {DOCUMENTS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n"
         f"content-length: 999999\r\n\r\n".encode()
         + row * 300
     )
@@ -431,7 +434,7 @@ async def test_sigterm_lets_requests_in_flight_finish(redis_url, redis_async, re
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = run_role("gateway", "--redis", redis_url, "--port", str(port))
+    process = run_role("gateway", "--redis", redis_url, "--port", str(port), "--no-keys")
     process.wait_for_line("gateway listens")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         asked = asyncio.create_task(http.post("/v1/embeddings", json={"input": "late"}))

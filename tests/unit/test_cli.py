@@ -20,7 +20,9 @@ from vecfleet.common.errors import (
     UnknownCollection,
     VecfleetError,
 )
+from vecfleet.common.settings import Settings
 from vecfleet.fleet.cli import COMMANDS, exit_code_of, run
+from vecfleet.fleet.role_commands import with_given
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,6 +76,27 @@ def test_a_role_without_its_dependencies_names_the_extra(
     told = capsys.readouterr().err
     assert missing in told
     assert f"pip install 'vecfleet[{extra}]'" in told
+
+
+@pytest.mark.parametrize(
+    ("url", "shows"),
+    [
+        ("redis://worker:hunter2@127.0.0.1:1/0", True),
+        ("redis://:hunter2@127.0.0.1:1/0", True),
+        ("unix:///run/redis.sock?password=hunter2", True),
+        ("redis://worker@127.0.0.1:1/0", False),
+        ("redis://127.0.0.1:1/0", False),
+    ],
+)
+def test_a_password_that_ps_shows_is_told_of(
+    url: str, shows: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_given(Settings(), redis_url=url)
+    assert ("ps shows the password" in caplog.text) == shows
+    assert "hunter2" not in caplog.text
+    caplog.clear()
+    with_given(Settings(redis_url=url), port=1)  # from the environment
+    assert not caplog.text
 
 
 def test_a_bad_setting_stops_any_command(

@@ -1,5 +1,6 @@
 """Who passes the gateway's door, and what each may do behind it."""
 
+import asyncio
 import json
 import logging
 
@@ -9,9 +10,14 @@ from gateway_fakes import FakeFleet, gateway_client
 
 from vecfleet.common.api_keys import SCOPES, add_key, new_key
 from vecfleet.common.errors import ConfigError
+from vecfleet.common.settings import Settings
+from vecfleet.fleet.role_commands import check_door
+from vecfleet.fleet.up import Fleet, FleetOptions
 from vecfleet.gateway.app import create_app
-from vecfleet.gateway.config import GatewayConfig, is_loopback
+from vecfleet.gateway.config import GatewayConfig, GatewayLimits, is_loopback
 from vecfleet.gateway.identity import OPEN_PATHS
+from vecfleet.gateway.keyring import GONE_S, Keyring
+from vecfleet.gateway.origin import fault_in
 
 METHODS = ("get", "post", "put", "delete", "patch", "head", "options")
 FILLED = {"collection": "books", "submission": "0" * 32, "document": "d1", "model": "m"}
@@ -181,6 +187,23 @@ async def test_keys_change_without_a_restart(rig):
     assert (await rig.ask("GET", "/collections", key)).status_code == 401
 
 
+def test_a_file_that_stays_away_means_nobody(tmp_path):
+    path, now_s = tmp_path / "keys.json", 0.0
+    shown, entry = new_key()
+    add_key(path, entry)
+    keyring = Keyring(path, clock=lambda: now_s)
+    kept = path.rename(tmp_path / "elsewhere.json")
+    for step_s, is_good in ((1.0, True), (GONE_S - 1, True), (1.0, False), (1.0, False)):
+        now_s += step_s
+        assert bool(keyring.find(shown)) == is_good
+    kept.rename(path)
+    now_s += 1.0
+    assert keyring.find(shown)
+    path.unlink()
+    now_s += 1.0
+    assert keyring.find(shown), "it counts from anew"
+
+
 # Tenants
 
 
@@ -261,17 +284,14 @@ async def test_metrics_and_counts_are_the_operators(rig):
 # Closed by default
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_may_be_open(host):
-    assert is_loopback(host)
-    GatewayConfig("unused", host=host).checked()
+LOOPBACK = ["127.0.0.1", "127.8.8.8", "::1", "localhost"]
+OTHERS = ["0.0.0.0", "::", "", "10.0.0.1", "example.org", "::ffff:10.0.0.1"]
 
 
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "", "10.0.0.1", "example.org", "::ffff:10.0.0.1"]
-)
-def test_other_addresses_need_keys(host, tmp_path):
-    with pytest.raises(ConfigError, match="vecfleet keys create") as refused:
+@pytest.mark.parametrize("host", LOOPBACK + OTHERS)
+def test_every_address_needs_keys_or_a_word(host, tmp_path):
+    assert is_loopback(host) == (host in LOOPBACK)
+    with pytest.raises(ConfigError, match=r"vecfleet keys create.*--no-keys") as refused:
         GatewayConfig("unused", host=host).checked()
     assert "\n" not in str(refused.value)
     GatewayConfig("unused", host=host, keys_file=tmp_path / "keys.json").checked()
@@ -281,6 +301,142 @@ def test_other_addresses_need_keys(host, tmp_path):
 def test_a_key_file_and_no_keys_contradict_each_other(tmp_path):
     with pytest.raises(ConfigError, match="contradict"):
         GatewayConfig("unused", keys_file=tmp_path, no_keys=True).checked()
+
+
+@pytest.mark.parametrize("host", LOOPBACK + [host for host in OTHERS if host])
+@pytest.mark.parametrize("has_file", [False, True])
+async def test_up_is_open_to_its_own_user_alone(host, has_file, tmp_path):
+    if has_file:
+        add_key(tmp_path / "keys.json", new_key()[1])
+    settings = Settings(host=host, data=tmp_path)
+    if host in LOOPBACK or has_file:
+        check_door(settings, for_oneself=True)
+    else:
+        with pytest.raises(ConfigError, match="--no-keys"):
+            check_door(settings, for_oneself=True)
+    given = Fleet(FleetOptions(settings), lambda name, line: None)._keys()
+    file = ["--keys-file", str(tmp_path / "keys.json")]
+    assert given == (file if has_file else ["--no-keys"] if host in LOOPBACK else [])
+
+
+# Pages of others
+
+
+LOCAL_HOSTS = [b"localhost", b"LocalHost:8000", b"127.0.0.1:8000", b"127.5.5.5", b"[::1]:8000"]
+OTHER_HOSTS = [
+    b"rebind.evil.example",
+    b"rebind.evil.example:8000",
+    b"localhost.evil.example",
+    b"127.0.0.1.evil.example",
+    b"localhost@evil.example",
+    b"localhost:8000@evil.example",
+    b"[::1].evil.example",
+    b"192.168.1.7:8000",
+    b"",
+    b"\xff",
+    b"a" * 10_000,
+]
+OTHER_ORIGINS = [b"https://evil.example", b"http://evil.example:8000", b"null", b"", b"localhost"]
+
+
+@pytest.mark.parametrize("host", LOCAL_HOSTS)
+@pytest.mark.parametrize(
+    "origin", [None, b"http://localhost:3000", b"http://127.0.0.1:8000", b"http://[::1]:8000"]
+)
+def test_an_open_gateway_answers_to_this_machines_names(host, origin):
+    headers = [(b"host", host)] + ([(b"origin", origin)] if origin else [])
+    assert fault_in(headers, is_local=True) == ""
+
+
+def test_programs_that_send_neither_header_are_answered():
+    assert fault_in([(b"accept", b"*/*")], is_local=True) == ""
+
+
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+def test_an_open_gateway_answers_to_no_other_name(host):
+    assert "keys create" in fault_in([(b"host", host)], is_local=True)
+    assert fault_in([(b"host", b"localhost"), (b"host", host)], is_local=True)
+    assert fault_in([(b"host", host), (b"sec-fetch-site", b"same-origin")], is_local=True)
+    assert fault_in([(b"host", host)], is_local=False) == "", "a proxy may have put it in"
+
+
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_open_gateway_answers_to_nobody_elses_page(origin, is_local):
+    headers = [(b"host", b"localhost:8000"), (b"origin", origin)]
+    fault = fault_in(headers, is_local=is_local)
+    assert "keys create" in fault
+    assert len(fault) < 400
+    assert fault_in([*headers, (b"sec-fetch-site", b"cross-site")], is_local=is_local) == fault
+
+
+def test_behind_a_proxy_a_page_of_its_own_site_is_answered():
+    own = [(b"host", b"Vectors.example.org"), (b"origin", b"https://vectors.example.org")]
+    renamed = [(b"host", b"gateway:8000"), (b"origin", b"https://vectors.example.org")]
+    assert fault_in(own, is_local=False) == ""
+    assert fault_in(renamed, is_local=False)
+    assert fault_in([*renamed, (b"sec-fetch-site", b"same-origin")], is_local=False) == ""
+
+
+@pytest.mark.parametrize(
+    "headers", [{"host": "rebind.evil.example"}, {"origin": "https://evil.example"}]
+)
+async def test_what_a_foreign_page_sends_is_refused(headers):
+    fleet = FakeFleet()
+    async with gateway_client(fleet) as http:
+        made = await http.put("/collections/books")
+        assert made.status_code == 201
+        form = {**headers, "content-type": "text/plain"}
+        body = b'{"id": "a", "text": "b"}'
+        answer = await http.post("/collections/books/documents", content=body, headers=form)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "forbidden"
+        assert fleet.blocks == []
+        assert (await http.get("/metrics", headers=headers)).status_code == 403
+        health = await http.get("/health", headers=headers)
+        assert health.json().keys() == {"status", "model_loaded", "index_available"}
+
+
+async def test_with_keys_the_key_decides_and_not_the_name(rig):
+    key = rig.key("embed")
+    headers = {"host": "vectors.example.org", "origin": "https://shop.example"}
+    assert (await rig.ask("GET", "/v1/models", key, headers=headers)).status_code == 200
+
+
+# Too many at once
+
+
+async def test_one_tenants_requests_leave_places_for_others(tmp_path):
+    path = tmp_path / "keys.json"
+    tenants = {}
+    for tenant in ("acme", "rival"):
+        shown, entry = new_key(tenant)
+        add_key(path, entry)
+        tenants[tenant] = {"x-api-key": shown}
+    fleet = FakeFleet()
+    fleet.hang = True
+    limits = GatewayLimits(max_connections=8)
+    async with gateway_client(fleet, limits, keys_file=path) as http:
+
+        def ask(tenant):
+            asked = http.post("/embed", json={"inputs": "a"}, headers=tenants[tenant])
+            return asyncio.create_task(asked)
+
+        async def running(count):
+            while len(fleet.calls) < count:
+                await asyncio.sleep(0)
+
+        first = [ask("acme") for _ in range(4)]
+        await running(4)
+        refused = await ask("acme")
+        other = ask("rival")
+        await running(5)
+        assert (await http.get("/live")).status_code == 200
+        fleet.stuck.set()
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert {(await task).status_code for task in (*first, other)} == {200}
+        assert (await ask("acme")).status_code == 200
 
 
 async def test_without_a_key_file_nothing_is_asked_for():

@@ -284,7 +284,7 @@ async def test_safe_request_ids_are_kept_and_others_replaced():
 )
 async def test_odd_paths_get_typed_errors(method, path, status, code):
     async with gateway_client(FakeFleet()) as client:
-        request = client.build_request(method, "http://gateway/")
+        request = client.build_request(method, "http://localhost/")
         request.url = request.url.copy_with(raw_path=path.encode())
         answer = await client.send(request)
     assert answer.status_code == status
@@ -336,7 +336,7 @@ async def test_openapi_tells_of_every_route():
     named = [p["name"] for p in paths["/collections/{collection}/search"]["post"]["parameters"]]
     assert named == ["collection"]
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=app), base_url="http://gateway"
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
     ) as client:
         assert (await client.get("/openapi.json")).status_code == 200
 

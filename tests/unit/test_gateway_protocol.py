@@ -1,11 +1,17 @@
-"""What the gateway's HTTP protocol does beyond uvicorn's."""
+"""What the gateway's HTTP protocol does beyond uvicorn's, and how many connections it may have."""
 
 import asyncio
+import resource
+import subprocess
+import sys
 
 import pytest
+import uvicorn
 import uvloop
+from servers import eventually
 
-from vecfleet.gateway.protocol import _Outlet
+from vecfleet.gateway.config import GatewayLimits
+from vecfleet.gateway.protocol import _Outlet, protocol_class
 
 
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -37,3 +43,118 @@ def test_an_answer_to_a_closed_connection_goes_nowhere(make_loop):
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(scenario())
+
+
+MOST = 20
+HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
+
+
+class Served:
+    """An application whose requests wait until they are let go, behind the gateway's protocol."""
+
+    def __init__(self):
+        self.running = 0
+        self.let_go = asyncio.Event()
+        limits = GatewayLimits(max_connections=MOST, header_timeout_s=60, idle_timeout_s=60)
+        config = uvicorn.Config(
+            self.app,
+            port=0,
+            lifespan="off",
+            interface="asgi3",
+            http=protocol_class(limits),
+            limit_concurrency=limits.max_connections,
+            timeout_keep_alive=60,
+            log_config=None,
+        )
+        self.server = uvicorn.Server(config)
+        self.writers = []
+
+    async def app(self, scope, receive, send):
+        self.running += 1
+        if scope["path"] == "/wait":
+            await self.let_go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+        self.running -= 1
+
+    @property
+    def connections(self):
+        return len(self.server.server_state.connections)
+
+    async def connect(self, sent=b""):
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        self.writers.append(writer)
+        writer.write(sent)
+        return reader, writer
+
+    async def __aenter__(self):
+        self.task = asyncio.create_task(self.server.serve())
+        await eventually(lambda: self.server.started)
+        return self
+
+    async def __aexit__(self, *_):
+        self.let_go.set()
+        for writer in self.writers:
+            writer.close()
+        self.server.should_exit = True
+        await self.task
+
+
+async def status(reader):
+    async with asyncio.timeout(30):
+        return int((await reader.readline()).split()[1])
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\n"], ids=["none", "half", "answered"])
+async def test_connections_without_a_request_do_not_keep_others_out(sent):
+    async with Served() as served:
+        held = [await served.connect(sent) for _ in range(3 * MOST)]
+        await eventually(lambda: served.connections < MOST)
+        for _ in range(3):
+            reader, _ = await served.connect(HEAD + b"\r\n")
+            assert await status(reader) == 200
+        if sent == HEAD:
+            async with asyncio.timeout(30):
+                assert await held[0][0].read() == b"", "the oldest gave way"
+            held[-1][1].write(b"\r\n")
+            assert await status(held[-1][0]) == 200, "the youngest did not"
+
+
+async def test_a_connection_with_a_request_never_gives_way():
+    async with Served() as served:
+        wait = b"GET /wait HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        first = [(await served.connect(wait))[0] for _ in range(MOST - 2)]
+        await eventually(lambda: served.running == MOST - 2)
+        for _ in range(3 * MOST):
+            await served.connect(HEAD)
+        await eventually(lambda: served.connections < MOST)
+        reader, _ = await served.connect(HEAD + b"\r\n")
+        assert await status(reader) == 200
+        assert served.running == MOST - 2
+        served.let_go.set()
+        assert {await status(reader) for reader in first} == {200}
+
+
+ALLOW = """
+import logging, resource, sys
+from vecfleet.gateway.main import _allow_connections
+logging.basicConfig(format="%(message)s")
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(_allow_connections(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "then"),
+    [(256, 2000, 1000, 1256), (256, 800, 544, 800), (1500, 1500, 1000, 1500)],
+)
+def test_as_many_files_as_connections_need_are_asked_for(soft, hard, allowed, then):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2000:
+        pytest.skip("this process may not open enough files itself")
+    limits = [str(number) for number in (soft, hard, 1000)]
+    run = [sys.executable, "-c", ALLOW, *limits]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(allowed), str(then)]
+    assert ("ulimit -n" in done.stderr) == (allowed < 1000)
