@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from vecfleet.common.errors import InvalidInput
+from vecfleet.common.errors import CorruptPayload, InvalidInput
 from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT, QueueName, merge_queue, search_queue
 from vecfleet.common.plain import build
 
@@ -75,4 +75,7 @@ class Collection:
     @classmethod
     def from_wire(cls, wire: object) -> Collection:
         """The record that ``to_wire`` wrote; raises ``CorruptPayload`` for what it did not."""
-        return build(cls, wire)
+        collection = build(cls, wire)
+        if collection.spec.dimension < 1:
+            raise CorruptPayload("CollectionSpec.dimension is less than 1")
+        return collection

@@ -158,6 +158,12 @@ class TooManyItems(InvalidInput):
     code = "too_many_items"
 
 
+class ReplyTooLarge(InvalidInput):
+    """The answer would be too large; ask for fewer documents at a time."""
+
+    code = "reply_too_large"
+
+
 class BodyTooLarge(InvalidInput):
     """The body is too large; split it."""
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import redis.asyncio
 
-from vecfleet.common import codec, keys, payloads
+from vecfleet.common import codec, keys, limits, payloads
 from vecfleet.common.admission import Admission
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.dead_letter import DeadLetter
@@ -310,8 +310,9 @@ class FleetClient:
     async def documents(
         self, collection: Collection, ids: Sequence[str]
     ) -> list[StoredDocument | None]:
-        """The documents with these ids, None where there is none."""
-        body = await self._ask_search(collection, payloads.GET, {"ids": list(ids)})
+        """The documents with these ids, None where there is none; raises ``ReplyTooLarge``."""
+        payload = {"ids": list(ids)}
+        body = await self._ask_search(collection, payloads.GET, payload, tokens=1 + len(ids))
         return [
             None
             if row is None
@@ -338,14 +339,19 @@ class FleetClient:
         """The nearest documents of each query vector (raw float32), best first.
 
         Raises ``InvalidVector`` when the bytes do not make whole vectors of the collection's
-        dimension; the search process refuses NaN and zero vectors.
+        dimension; the search process refuses NaN and zero vectors. ``ReplyTooLarge``: the texts of
+        all hits come to more than ``limits.MAX_REPLY_BYTES``.
         """
         payload: dict[str, Any] = {"vectors": vectors, "top_k": top_k}
         if threshold is not None:
             payload["threshold"] = threshold
         if exact:
             payload["exact"] = True
-        body = await self._ask_search(collection, payloads.SEARCH, payload, timeout_s)
+        queries = len(vectors) // (payloads.FLOAT_BYTES * collection.spec.dimension)
+        tokens = limits.search_tokens(max(1, queries), top_k, exact=exact)
+        body = await self._ask_search(
+            collection, payloads.SEARCH, payload, tokens=tokens, timeout_s=timeout_s
+        )
         return SearchReply(
             tuple(
                 tuple(Hit(hit["id"], hit["score"], hit["text"], _metadata_of(hit)) for hit in hits)
@@ -374,9 +380,11 @@ class FleetClient:
         collection: Collection,
         function: str,
         payload: dict[str, Any],
+        *,
+        tokens: int = 1,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        call = Call(collection.search_queue, function, {"uid": collection.uid, **payload}, 1)
+        call = Call(collection.search_queue, function, {"uid": collection.uid, **payload}, tokens)
         return (await self._trips.ask([call], timeout_s))[0]
 
     async def _ask_catalog(self, function: str, payload: dict[str, Any]) -> dict[str, Any]:

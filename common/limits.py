@@ -13,9 +13,12 @@ MAX_REQUEST_TOKENS = 300_000  # estimated tokens of one synchronous request
 MAX_RERANK_DOCUMENTS = 1000
 WINDOW_TOKENS = 65_536  # interactive ones that a worker takes in without waiting
 MAX_TOP_K = 1000
+MAX_REPLY_BYTES = 16 << 20  # of the documents in one answer
 MAX_BODY_BYTES = 32 << 20
 
 BYTES_PER_TOKEN = 4
+_HITS_PER_TOKEN = 10
+_EXACT_FACTOR = 10  # how much longer comparing with every document takes, roughly
 
 
 def estimate_tokens(text_bytes: int, texts: int) -> int:
@@ -24,3 +27,9 @@ def estimate_tokens(text_bytes: int, texts: int) -> int:
     English text has about four bytes a token; the worker that tokenises counts exactly.
     """
     return text_bytes // BYTES_PER_TOKEN + 2 * texts
+
+
+def search_tokens(queries: int, top_k: int, *, exact: bool = False) -> int:
+    """What a search counts as where tokens are admitted, shared and claimed."""
+    tokens = -(-queries * top_k // _HITS_PER_TOKEN)
+    return tokens * _EXACT_FACTOR if exact else tokens

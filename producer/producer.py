@@ -17,7 +17,7 @@ from vecfleet.common.collection import Collection
 from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import DeadFilter, DeadPage, parse_since
 from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
-from vecfleet.common.errors import InvalidInput, VecfleetError
+from vecfleet.common.errors import InvalidInput, ReplyTooLarge, VecfleetError
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
@@ -194,7 +194,7 @@ class AsyncProducer:
             check_document_id(document_id)
         name = new_id()
         await fleet.submissions.open(
-            name, tenant=self._tenant, collection=target.name, uid=target.uid
+            name, tenant=self._tenant, collection=target.name, uid=target.uid, once=True
         )
         size = limits.BLOCK_DOCUMENTS
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -288,8 +288,14 @@ class AsyncProducer:
         fleet = await self.fleet()
         target = await fleet.collection(collection, tenant=self._tenant)
         found: list[StoredDocument | None] = []
-        for start in range(0, len(ids), _MANY_IDS):
-            found += await fleet.documents(target, ids[start : start + _MANY_IDS])
+        step = _MANY_IDS
+        while len(found) < len(ids):
+            try:
+                found += await fleet.documents(target, ids[len(found) : len(found) + step])
+            except ReplyTooLarge:
+                if step == 1:
+                    raise
+                step //= 2  # their texts are long
         return found
 
     async def embed(

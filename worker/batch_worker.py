@@ -440,7 +440,7 @@ def _size(settlement: Settlement) -> int:
     match settlement.outcome:
         case HandOn(data=data):
             return len(data)
-        case Answer(body=dict() as body):
-            return len(body.get("vectors", b""))
+        case Answer(body=dict() as body, size=size):
+            return size + len(body.get("vectors", b""))
         case _:
             return 0

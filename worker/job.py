@@ -71,6 +71,7 @@ class Answer:
     """The job is done; ``body`` goes to whoever waits."""
 
     body: Any
+    size: int = 0  # bytes of the body, roughly, where it may be large
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ _LEASE_RENEW_S = 2.0
 _MERGE_JOBS = 256
 _BULK_TOKENS = 131_072  # about four blocks of passages: the next ones are there when one is done
 _NO_LIMIT = 1 << 40
+_SEARCH_TOKENS = 1024  # see limits.search_tokens: 10,000 hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +277,7 @@ async def _search(config: AggregatorConfig, on_event: OnEvent | None) -> int:
             payloads.UNCHANGED: One(handler.unchanged),
             payloads.STATS: One(handler.stats),
         },
-        windows={"interactive": Window(max_tokens=_NO_LIMIT, max_jobs=128)},
+        windows={"interactive": Window(max_tokens=_SEARCH_TOKENS, max_jobs=128)},
         announce=lambda: Announcement(
             pools=tuple(queue.pool for queue in queues), status={"role": "search"}
         ),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -20,14 +20,15 @@ from vecfleet.common.errors import (
     CorruptPayload,
     InvalidInput,
     InvalidVector,
+    ReplyTooLarge,
     Unavailable,
     UnknownCollection,
     VecfleetError,
 )
 from vecfleet.common.hashing import CONTENT_KEY_BYTES, ID_KEY_BYTES
-from vecfleet.common.limits import MAX_TOP_K
-from vecfleet.worker.job import Answer, ClaimedJob, Failure, Outcome
-from vecfleet.worker.search_index import Hit, PartitionReader
+from vecfleet.common.limits import MAX_REPLY_BYTES, MAX_TOP_K
+from vecfleet.worker.job import Answer, ClaimedJob, Failure, Outcome, Release
+from vecfleet.worker.search_index import Hit, PartitionReader, StoredDocument
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _Result = TypeVar("_Result")
 _UID = re.compile(r"[0-9a-f]{32}")
 _MAX_QUERIES = 1024
 _MAX_IDS = 4096
+_ROW_BYTES = 64  # of a document in an answer, beside its id, text and metadata
+_ANSWERS_BYTES = 32 << 20  # of answers that are held, and settled, at once
 
 
 class SearchHandler:
@@ -66,7 +69,10 @@ class SearchHandler:
             reader.close()
 
     def search(self, jobs: Sequence[ClaimedJob]) -> Sequence[Outcome]:
-        """``vecfleet.search``: queries of one collection share one pass over its vectors."""
+        """``vecfleet.search``: queries of one collection share one pass over its vectors.
+
+        What all answers together have no more room for goes back to the queue.
+        """
         groups: dict[tuple[Any, ...], list[int]] = {}
         outcomes: list[Outcome | None] = [None] * len(jobs)
         for place, job in enumerate(jobs):
@@ -74,9 +80,10 @@ class SearchHandler:
                 groups.setdefault(_alike(job), []).append(place)
             except VecfleetError as error:
                 outcomes[place] = Failure(error)
+        room = _Room(_ANSWERS_BYTES)
         for (_, top_k, threshold, exact), places in groups.items():
             members = [jobs[place] for place in places]
-            answers = self._search_together(members, top_k, threshold, exact)
+            answers = self._search_together(members, top_k, threshold, exact, room)
             for place, outcome in zip(places, answers, strict=True):
                 outcomes[place] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
@@ -88,8 +95,18 @@ class SearchHandler:
             raise InvalidInput(f"ids must be a list of at most {_MAX_IDS}", field="ids")
 
         def work() -> Answer:
-            found = self._reader(job).get([str(document_id) for document_id in ids])
-            return Answer({"documents": [_document(entry) for entry in found]})
+            names = [str(document_id) for document_id in ids]
+            documents: list[dict[str, Any] | None] = [None] * len(names)
+            room = _Room(MAX_REPLY_BYTES)
+            for place, entry in self._reader(job).read(names):
+                if not room.take(entry):
+                    raise ReplyTooLarge(
+                        f"the documents have more than {MAX_REPLY_BYTES} bytes; "
+                        "ask for fewer at a time",
+                        field="ids",
+                    )
+                documents[place] = _document(entry)
+            return Answer({"documents": documents}, room.taken)
 
         return await self._in_thread(work)
 
@@ -153,12 +170,14 @@ class SearchHandler:
             return reader
 
     def _search_together(
-        self, jobs: Sequence[ClaimedJob], top_k: int, threshold: float, exact: bool
+        self, jobs: Sequence[ClaimedJob], top_k: int, threshold: float, exact: bool, room: _Room
     ) -> list[Outcome]:
+        if room.left <= 0:
+            return [Release() for _ in jobs]
         started = time.perf_counter()
         outcomes: dict[str, Outcome] = {}
         queries: dict[str, NDArray[np.float32]] = {}
-        found: list[list[Hit]] = []
+        found: list[Iterator[Hit]] = []
         try:
             reader = self._reader(jobs[0])
             for job in jobs:
@@ -168,26 +187,63 @@ class SearchHandler:
                     outcomes[job.id] = Failure(error)
             if queries:
                 rows = np.concatenate(list(queries.values()))
-                look = reader.exact if exact else reader.search
-                found = look(rows, top_k, threshold)
+                found = reader.look(rows, top_k, threshold, exact=exact)
         except VecfleetError as error:
             return [Failure(error) for _ in jobs]
-        search_ms = (time.perf_counter() - started) * 1000
         at = 0
         for job in jobs:
-            if job.id in queries:
-                count = len(queries[job.id])
-                # An empty collection finds nothing, not even an empty list for each query.
-                hits = found[at : at + count] or [[] for _ in range(count)]
-                at += count
-                outcomes[job.id] = Answer(
-                    {
-                        "hits": [[_hit(entry) for entry in row] for row in hits],
-                        "queue_ms": job.queue_ms,
-                        "search_ms": search_ms,
-                    }
-                )
+            if job.id not in queries:
+                continue
+            hits = found[at : at + len(queries[job.id])]
+            at += len(hits)
+            outcome = _answer(job, hits, started) if room.left > 0 else Release()
+            if isinstance(outcome, Answer):
+                room.left -= outcome.size
+            outcomes[job.id] = outcome
         return [outcomes[job.id] for job in jobs]
+
+
+class _Room:
+    """How many bytes of documents may still be read."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.left = most
+
+    @property
+    def taken(self) -> int:
+        """Bytes of those that were."""
+        return self._most - self.left
+
+    def take(self, entry: Hit | StoredDocument) -> bool:
+        """Whether there was room for one more."""
+        self.left -= _ROW_BYTES + len(entry.id) + _bytes_of(entry.text) + len(entry.metadata or b"")
+        return self.left >= 0
+
+
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _answer(job: ClaimedJob, found: Sequence[Iterator[Hit]], started: float) -> Outcome:
+    """The answer to one job, whose hits are read now."""
+    room = _Room(MAX_REPLY_BYTES)
+    rows: list[list[dict[str, Any]]] = []
+    try:
+        for hits in found:
+            rows.append([])
+            for hit in hits:
+                if not room.take(hit):
+                    raise ReplyTooLarge(
+                        f"the hits have more than {MAX_REPLY_BYTES} bytes; lower top_k, or send "
+                        "fewer queries at a time",
+                        field="top_k",
+                    )
+                rows[-1].append(_hit(hit))
+    except VecfleetError as error:
+        return Failure(error)
+    search_ms = (time.perf_counter() - started) * 1000
+    return Answer({"hits": rows, "queue_ms": job.queue_ms, "search_ms": search_ms}, room.taken)
 
 
 def _map(job: ClaimedJob) -> dict[str, Any]:
@@ -248,10 +304,8 @@ def _hit(hit: Hit) -> dict[str, Any]:
     return wire
 
 
-def _document(entry: Any) -> dict[str, Any] | None:
-    if entry is None:
-        return None
-    wire = {"id": entry.id, "text": entry.text, "version": entry.version}
+def _document(entry: StoredDocument) -> dict[str, Any]:
+    wire: dict[str, Any] = {"id": entry.id, "text": entry.text, "version": entry.version}
     if entry.metadata is not None:
         wire["metadata"] = entry.metadata
     return wire

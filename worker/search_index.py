@@ -158,10 +158,8 @@ class PartitionReader:
         Hits below the cosine ``threshold`` are left out. Raises ``InvalidVector`` for a wrong
         dimension, NaN or a zero vector; ``CorruptSegment`` when a text cannot be read.
         """
-        view = self._present()
-        unit = self._unit(view, queries)
-        found = _search(view, unit, top_k)
-        return self._hits(view, len(unit), found, top_k, threshold, with_text)
+        found = self.look(queries, top_k, threshold, with_text=with_text)
+        return [list(hits) for hits in found]
 
     def exact(
         self,
@@ -172,25 +170,57 @@ class PartitionReader:
         with_text: bool = True,
     ) -> list[list[Hit]]:
         """Like ``search``, by comparing every document: the measure of recall."""
+        found = self.look(queries, top_k, threshold, exact=True, with_text=with_text)
+        return [list(hits) for hits in found]
+
+    def look(
+        self,
+        queries: NDArray[np.float32],
+        top_k: int,
+        threshold: float = -1.0,
+        *,
+        exact: bool = False,
+        with_text: bool = True,
+    ) -> list[Iterator[Hit]]:
+        """``search`` or ``exact``, for callers that may not want all texts.
+
+        Each query's hits are read when they are asked for; then ``CorruptSegment`` is raised too.
+        """
         view = self._present()
         unit = self._unit(view, queries)
-        found = [
-            _owned(place, scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible))
-            for place, part in enumerate(view.parts)
+        if not exact:
+            found = _search(view, unit, top_k)
+        else:
+            found = [
+                _owned(place, scan(part.segment.rows.vectors, unit, top_k, part.liveness.visible))
+                for place, part in enumerate(view.parts)
+            ]
+        if not found:
+            return [iter(()) for _ in unit]
+        scores, owners, rows = (
+            np.concatenate(columns, axis=1) for columns in zip(*found, strict=True)
+        )
+        return [
+            _hits(view, scores[query], owners[query], rows[query], top_k, threshold, with_text)
+            for query in range(len(scores))
         ]
-        return self._hits(view, len(unit), found, top_k, threshold, with_text)
 
     def get(self, ids: Sequence[str]) -> list[StoredDocument | None]:
         """The documents of these ids, None where there is none."""
-        view = self._present()
         result: list[StoredDocument | None] = [None] * len(ids)
-        if ids:
-            for part, asked, rows in _lookup(view.parts, id_keys(ids)):
-                for place, row in zip(asked.tolist(), rows.tolist(), strict=True):
-                    text, metadata = part.segment.read(row)
-                    version = int(part.segment.rows.versions[row])
-                    result[place] = StoredDocument(ids[place], text, metadata, version)
+        for place, document in self.read(ids):
+            result[place] = document
         return result
+
+    def read(self, ids: Sequence[str]) -> Iterator[tuple[int, StoredDocument]]:
+        """The documents of these ids, each with the place of its id, read one by one."""
+        if not ids:
+            return
+        for part, asked, rows in _lookup(self._present().parts, id_keys(ids)):
+            for place, row in zip(asked.tolist(), rows.tolist(), strict=True):
+                text, metadata = part.segment.read(row)
+                version = int(part.segment.rows.versions[row])
+                yield place, StoredDocument(ids[place], text, metadata, version)
 
     def documents(self) -> Iterator[StoredDocument]:
         """Every document of the present view, in no order that means anything."""
@@ -329,33 +359,23 @@ class PartitionReader:
         unit: Scores = floats / norms
         return unit
 
-    def _hits(
-        self,
-        view: _View,
-        count: int,
-        found: Sequence[_Owned],
-        k: int,
-        threshold: float,
-        with_text: bool,
-    ) -> list[list[Hit]]:
-        """Merge the finds of all parts into the hits of each of ``count`` queries."""
-        if not found:
-            return [[] for _ in range(count)]
-        scores, owners, rows = (
-            np.concatenate(columns, axis=1) for columns in zip(*found, strict=True)
-        )
-        results: list[list[Hit]] = []
-        for query in range(len(scores)):
-            order = np.argsort(-scores[query], kind="stable")[:k]
-            order = order[(rows[query, order] >= 0) & (scores[query, order] >= threshold)]
-            hits: list[Hit] = []
-            for place in order.tolist():
-                part, row = view.parts[owners[query, place]], int(rows[query, place])
-                text, metadata = part.segment.read(row) if with_text else ("", None)
-                score = float(scores[query, place])
-                hits.append(Hit(part.segment.rows.id(row), score, text, metadata))
-            results.append(hits)
-        return results
+
+def _hits(
+    view: _View,
+    scores: NDArray[np.float32],
+    owners: RowNumbers,
+    rows: RowNumbers,
+    k: int,
+    threshold: float,
+    with_text: bool,
+) -> Iterator[Hit]:
+    """The best of what all parts found for one query, best first."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    order = order[(rows[order] >= 0) & (scores[order] >= threshold)]
+    for place in order.tolist():
+        part, row = view.parts[owners[place]], int(rows[place])
+        text, metadata = part.segment.read(row) if with_text else ("", None)
+        yield Hit(part.segment.rows.id(row), float(scores[place]), text, metadata)
 
 
 def _search(view: _View, unit: Scores, k: int) -> list[_Owned]:

@@ -53,6 +53,7 @@ def test_what_an_older_version_left_out_has_its_default():
         ({"spec": []}, "CollectionSpec"),
         ({"spec": {}}, "CollectionSpec.model is missing"),
         ({"spec": {**RECORD["spec"], "dimension": 3.0}}, "CollectionSpec.dimension"),
+        ({"spec": {**RECORD["spec"], "dimension": 0}}, "CollectionSpec.dimension"),
         ({"spec": {**RECORD["spec"], "policy": 1}}, "CollectionSpec.policy"),
     ],
 )
