@@ -46,9 +46,14 @@ class ServedModel:
     card: ModelCard
     workers: tuple[str, ...]  # those that live
     last_seen_ms: int
-    tokens_per_s: float = (
-        0.0  # what those that live say they do together; 0 where none was busy yet
-    )
+    tokens_per_s: float = 0.0  # what those that live say they do together
+    is_rate_known: bool = False  # each of them has had enough to do to know
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    tokens_per_s: float
+    is_known: bool  # learnt while there was enough to do; see worker/status.py
 
 
 class Directory:
@@ -154,19 +159,23 @@ class Directory:
         ]
         rates = await self._rates(sorted({worker for model in served for worker in model.workers}))
         return [
-            replace(model, tokens_per_s=sum(rates[worker] for worker in model.workers))
+            replace(
+                model,
+                tokens_per_s=sum(rates[worker].tokens_per_s for worker in model.workers),
+                is_rate_known=all(rates[worker].is_known for worker in model.workers),
+            )
             for model in served
         ]
 
-    async def _rates(self, workers: Sequence[str]) -> dict[str, float]:
-        """What these workers say they do, tokens a second."""
+    async def _rates(self, workers: Sequence[str]) -> dict[str, _Rate]:
+        """What these workers say they do."""
         with translated():
             pipe = self._redis.pipeline(transaction=False)
             for worker in workers:
-                pipe.hget(keys.worker(worker), "tokens_per_s")
+                pipe.hmget(keys.worker(worker), "tokens_per_s", "was_full")
             return {
-                worker: _number(rate)
-                for worker, rate in zip(workers, await pipe.execute(), strict=True)
+                worker: _Rate(_number(rate), was_full == b"1")
+                for worker, (rate, was_full) in zip(workers, await pipe.execute(), strict=True)
             }
 
     def known_rate(self, queue: keys.QueueName) -> float:
@@ -175,7 +184,9 @@ class Directory:
             (
                 model.tokens_per_s
                 for model in self._models
-                if model.card.space == queue.target and queue.task in model.card.tasks
+                if model.card.space == queue.target
+                and queue.task in model.card.tasks
+                and model.is_rate_known
             ),
             default=0.0,
         )
@@ -197,9 +208,8 @@ class Directory:
         """What the live workers of a pool say they do together."""
         with translated():
             workers = cast(Any, await self._redis.zrange(keys.live(pool), 0, -1))
-        return sum(
-            (await self._rates([worker.decode(errors="replace") for worker in workers])).values()
-        )
+        rates = await self._rates([worker.decode(errors="replace") for worker in workers])
+        return sum(rate.tokens_per_s for rate in rates.values())
 
     async def collection(self, name: str, tenant: str = keys.DEFAULT_TENANT) -> Collection:
         """A collection's record.

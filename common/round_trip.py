@@ -70,12 +70,13 @@ class RoundTrips:
     def _max_ahead(self, queue: keys.QueueName, timeout_s: float) -> int:
         """Tokens that a call may wait for: past that it is told at once to come again.
 
-        A worker's rate is told of its busy time, also where single queries leave it half empty. So
-        what one takes in without a wait is never too much.
+        Where nobody knows yet what the workers can do, it is what one takes in without a wait.
         """
+        if queue.task not in ("embed", "rerank"):
+            return 0
         rate = self._directory.known_rate(queue)
         wait_s = min(timeout_s, self._max_wait_s) if queue.lane == "interactive" else timeout_s
-        return max(limits.WINDOW_TOKENS, int(rate * wait_s)) if rate > 0 else 0
+        return max(1, int(rate * wait_s)) if rate > 0 else limits.WINDOW_TOKENS
 
     async def ask(self, calls: Sequence[Call], timeout_s: float | None) -> list[dict[str, Any]]:
         """The answers to calls of one queue; raises ``DeadlineExceeded``, and what one ended with.

@@ -25,7 +25,8 @@ def job(name, tokens):
 
 
 async def tell_rate(client, rate=RATE):
-    await client.hset(keys.worker("responder"), "tokens_per_s", str(rate))
+    told = {"tokens_per_s": str(rate), "was_full": int(rate == RATE)}
+    await client.hset(keys.worker("responder"), mapping=told)
 
 
 async def waiting(client, lane="interactive"):
