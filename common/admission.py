@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+JOB_BYTES = 1500  # what Redis pays for a job beside its data; counted with it wherever it waits
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -18,4 +20,6 @@ class Admission:
     max_merge_bytes: int = 512 << 20
     max_shared_bytes: int = 1 << 30  # in the queues of all tenants for a model and a lane
     max_unmerged_bytes: int = 2 << 30  # in all merge queues
+    max_dead_bytes: int = 512 << 20  # in the dead letters of all tenants
+    max_submissions: int = 200_000  # of one tenant that Redis remembers
     max_wait_s: float = 10.0  # of an interactive call, by what the workers say they do

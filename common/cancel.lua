@@ -6,6 +6,8 @@
 --       rq:wip:{queue} zset, vf:load:{queue} hash, vf:sum:{line} hash: named after the job's id and
 --       origin; the load of its merge queue, where it was parked for that
 -- Returns the number of jobs that were there
+local JOB_BYTES = 1500  -- as in enqueue.lua
+
 local function count(key, prefix, tokens, bytes)
   if redis.call('EXISTS', key) == 0 then return end
   redis.call('HINCRBY', key, prefix .. 'tokens', 0 - tokens)
@@ -18,7 +20,7 @@ for _, key in ipairs(KEYS) do
   local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge')
   local status, queue, cost = job[1], job[2], tonumber(job[3] or 0) or 0
   if status == 'queued' then
-    local size = redis.call('HSTRLEN', key, 'data')
+    local size = redis.call('HSTRLEN', key, 'data') + JOB_BYTES
     redis.call('DEL', key)
     if job[4] then
       count('vf:load:' .. job[5], 'parked_', cost, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -21,12 +22,15 @@ import redis.asyncio
 from vecfleet.common import keys
 from vecfleet.common.admission import Admission
 from vecfleet.common.dead_entry import FIELDS, DeadEntry, documents_of, edited, entry_of
+from vecfleet.common.directory import Directory
 from vecfleet.common.errors import (
     Conflict,
     InvalidInput,
     JobCancelled,
     PoisonText,
     QueueFull,
+    Unavailable,
+    UnknownCollection,
     UnknownEntry,
 )
 from vecfleet.common.redis_client import read_lua, translated
@@ -36,6 +40,13 @@ _MOST_LOOKED_AT = 5000  # entries; a page of a rare kind may be shorter than was
 _AT_ONCE = 64
 _SHOWN_BYTES = 512 << 10  # the data of larger entries is not read for a list
 _MAX_ID_CHARS = 256
+_CATALOGUE_S = 1.0
+_CANCELLED = -1
+_FULL = {
+    -2: "the queue that the entry goes back to is full; try again later",
+    -3: "the queues of all tenants of this entry's model are full; try again later",
+    -4: "too many bytes of vectors wait to be merged into the entry's collection; try again later",
+}
 _MAX_SCORE = 2**53
 _QUEUES = "rq:queue:vf."
 _AGO = re.compile(r"(\d{1,9})([smhd])")
@@ -85,6 +96,8 @@ class DeadLetter:
         """``admission``: a retry waits in a queue like any job, within the same limits."""
         self._redis = client
         self._admission = admission or Admission()
+        self._directory = Directory(client)
+        self._uids: dict[str, tuple[float, frozenset[str] | None]] = {}
         self._script = client.register_script(read_lua(Path(__file__).parent, "dead_letter"))
 
     async def page(
@@ -130,7 +143,8 @@ class DeadLetter:
         """Queue an entry again, with its old version; with ``text`` in place of the one it had.
 
         ``document`` says whose text, where the entry holds several documents. Raises
-        ``UnknownEntry``; ``Conflict`` when somebody else took it out meanwhile; an ``InvalidInput``
+        ``UnknownEntry``; ``UnknownCollection`` where its collection was deleted, which would throw
+        it away; ``Conflict`` when somebody else took it out meanwhile; an ``InvalidInput``
         for a text that is not valid; ``JobCancelled`` when its submission was cancelled; and
         ``QueueFull``.
         """
@@ -138,6 +152,7 @@ class DeadLetter:
             raise InvalidInput("document goes with text", field="document")
         with translated():
             entry = await self._find(entry_id, tenant)
+            await self._check_collection(entry)
             data, tokens = b"", 0
             if text is not None:
                 raw = await self._redis.hget(keys.job(entry_id), "data")
@@ -145,12 +160,13 @@ class DeadLetter:
             # What killed stays a suspect: it runs alone from the beginning.
             attempts = int(entry.code == PoisonText.code and not data)
             most = self._admission
-            more = (attempts, most.max_tokens, most.max_bytes, data, tokens)
-            done = await self._take_out("retry", entry, *more)
-        if done == -1:
+            more = (attempts, most.max_tokens, most.max_bytes, data, tokens, most.max_shared_bytes)
+            merges = (most.max_merge_bytes, most.max_unmerged_bytes)
+            done = await self._take_out("retry", entry, *more, *merges)
+        if done == _CANCELLED:
             raise JobCancelled(f"submission {entry.submission} was cancelled")
-        if done == -2:
-            raise QueueFull("the queue that the entry goes back to is full", retry_after_s=5.0)
+        if done in _FULL:
+            raise QueueFull(_FULL[done], retry_after_s=5.0)
         return entry
 
     async def drop(self, entry_id: str, *, tenant: str | None = None) -> DeadEntry:
@@ -159,6 +175,28 @@ class DeadLetter:
             entry = await self._find(entry_id, tenant)
             await self._take_out("drop", entry)
         return entry
+
+    async def _check_collection(self, entry: DeadEntry) -> None:
+        """Raise ``UnknownCollection`` where what is tried again would have nowhere to go."""
+        if not entry.uid:
+            return
+        read_at, uids = self._uids.get(entry.tenant, (-math.inf, None))
+        is_unknown = uids is not None and entry.uid not in uids  # it may have been made since
+        if is_unknown or time.monotonic() > read_at + _CATALOGUE_S:
+            uids = await self._read_uids(entry.tenant)
+            self._uids = {entry.tenant: (time.monotonic(), uids)}
+        if uids is not None and entry.uid not in uids:
+            raise UnknownCollection(
+                f"the collection of {entry.id} was deleted: it can only be dropped"
+            )
+
+    async def _read_uids(self, tenant: str) -> frozenset[str] | None:
+        """The tenant's collections; None while nobody knows them."""
+        try:
+            found = await self._directory.collections(tenant=tenant)
+        except Unavailable:
+            return None
+        return frozenset(collection.uid for collection in found)
 
     async def _take_out(self, what: str, entry: DeadEntry, *more: Any) -> int:
         names = [

@@ -6,6 +6,7 @@
 --       10 vf:outstanding:{uid} zset
 --       (5 to 10 are named but not touched where ARGV leaves the submission or the merge queue out)
 --       rq:job:{id}         hash     one for each job, named after the ids in ARGV
+--       vf:alive:{box} string, vf:sub:{sub}:errors list, vf:subs:{tenant} zset, vf:dead hash
 --       vf:line:{line} zset, vf:clock:{line} zset, vf:sum:{line} hash, vf:sum:merge hash: named after
 --       the queue. The line is its name without `vf.{tenant}.`: all tenants' queues for one work
 -- ARGV  1 queue   2 time, ISO 8601, for RQ's readers   3 most tokens waiting   4 most bytes waiting
@@ -13,17 +14,22 @@
 --       8 merge queue or ''   9 most bytes waiting in the merge queue   10 '1': assign versions
 --       11 most bytes waiting in the queues of all tenants for this work
 --       12 most bytes waiting in all merge queues   13 most tokens that may be served before these jobs, or 0
+--       14 most bytes in the dead letters of all tenants, or 0
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
---       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'late', 'cancelled' or 'invalid' (tokens and documents are whole
---       numbers below 2^31, block below 2^24); unless 'ok', nothing was written
+--       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'dead_full' (instead of the bytes waiting
+--       those in the tenant's dead letter), 'late', 'cancelled' or 'invalid' (tokens and documents are
+--       whole numbers below 2^31, block below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
-local FIRST, STRIDE = 14, 5
+local FIRST, STRIDE = 15, 5
+local JOB_BYTES = 1500  -- what Redis pays for a job beside its data; the same wherever jobs are counted
+local ALIVE_S = 30  -- as the reply box has it
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 
-local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
+local tenant, line = string.match(queue, '^vf%.([^.]*)%.(.+)$')
+tenant, line = tenant or '-', line or queue
 local merges = string.sub(line, 1, 6) == 'merge.'
 local sum = 'vf:sum:' .. (merges and 'merge' or line)
 local max_shared, max_unmerged = tonumber(ARGV[merges and 12 or 11]), tonumber(ARGV[12])
@@ -50,8 +56,15 @@ end
 local waiting = redis.call('HMGET', KEYS[2], 'tokens', 'bytes')
 local tokens, bytes = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
 
-if sub ~= '' and redis.call('HGET', KEYS[5], 'state') == 'cancelled' then
-  return {'cancelled', tokens, bytes}
+local record = sub ~= '' and redis.call('HMGET', KEYS[5], 'state', 'ttl_s') or {}
+if record[1] == 'cancelled' then return {'cancelled', tokens, bytes} end
+
+-- What nobody waits for may end in the dead letter, where it stays for long.
+local most_dead = tonumber(ARGV[14])
+if most_dead > 0 and not merges and (box == '' or sub ~= '') then
+  local dead = redis.call('HMGET', 'vf:dead', tenant, '*')
+  local own = tonumber(dead[1] or 0)
+  if own > 0 and own > most_dead - tonumber(dead[2] or 0) then return {'dead_full', tokens, own} end
 end
 if merge_queue ~= '' then
   local found = redis.call('HMGET', KEYS[9], 'bytes', 'parked_bytes')
@@ -90,7 +103,7 @@ for at = FIRST, #ARGV, STRIDE do
   else
     fresh[#fresh + 1] = at
     fresh_tokens = fresh_tokens + tonumber(ARGV[at + 2])
-    fresh_bytes = fresh_bytes + #ARGV[at + 4]
+    fresh_bytes = fresh_bytes + #ARGV[at + 4] + JOB_BYTES
   end
   numbers[#numbers + 1] = number
 end
@@ -149,5 +162,16 @@ if #fresh > 0 then
   end
   join_line()
   if redis.call('LLEN', KEYS[3]) == 0 then redis.call('RPUSH', KEYS[3], '1') end
+  -- A box whose sign of life was lost with Redis's data: its client, which calls, lives.
+  if box ~= '' and redis.call('EXISTS', 'vf:alive:' .. box) == 0 then
+    redis.call('SET', 'vf:alive:' .. box, '1', 'EX', ALIVE_S)
+  end
+end
+-- A submission of which something was admitted lives its time from now on.
+if record[2] then
+  for at = 5, 7 do redis.call('EXPIRE', KEYS[at], record[2]) end
+  redis.call('EXPIRE', KEYS[5] .. ':errors', record[2])
+  redis.call('HSETNX', KEYS[5], 'begun', '1')
+  redis.call('ZADD', 'vf:subs:' .. tenant, 'XX', text(time[1] + record[2]), sub)
 end
 return {'ok', tokens + fresh_tokens, bytes + fresh_bytes, unpack(numbers)}

@@ -44,7 +44,7 @@ class FleetClient:
         self.redis = client
         admission = admission or Admission()
         self.queues = QueueClient(client, admission)
-        self.submissions = Submissions(client)
+        self.submissions = Submissions(client, admission)
         self.directory = Directory(client)
         self.dead_letter = DeadLetter(client, admission)
         self.box = ReplyBox(client)

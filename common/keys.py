@@ -10,7 +10,7 @@ rq:wip:{queue}             zset    member job:execution, score +inf: a mirror of
                                    readers; with a real score any stock read would fail the job
 rq:execution:{job}:{exec}  hash    lease               claim, heartbeat    settle
 rq:executions:{job}        zset    lease               claim, heartbeat    settle
-rq:failed:{queue}          zset    dead letter's TTL   settle, rescue      RQ's cleanup, retry
+rq:failed:{queue}          zset    dead letter's TTL   settle, rescue      retry, drop, prune
 rq:finished:{queue}        zset    result TTL          settle (stock jobs) RQ's cleanup
 rq:results:{job}           stream  result TTL          settle (stock jobs) -
 rq:workers[:{queue}]       set     -                   worker's start      worker's stop, sweep
@@ -38,10 +38,18 @@ vf:parked:{queue}          list    jobs of embed queues that wait until this mer
                                    written and emptied by claim
 vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
 vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
-vf:sub:{submission}        hash    a submission's progress; SUBMISSION_TTL_S after its last change
+vf:sub:{submission}        hash    a submission's progress; SUBMISSION_TTL_S after its last change,
+                                   an hour before its first block, a day or less after its end where
+                                   it has no name
 vf:sub:{submission}:ok     bitmap  one bit a block: committed
 vf:sub:{submission}:bad    bitmap  one bit a block: in the dead letter
 vf:sub:{submission}:errors list    at most MAX_KEPT_ERRORS refused documents, msgpack
+vf:subs:{tenant}           zset    the tenant's submissions by when they are forgotten, Unix time;
+                                   written with them, those that are over removed by the next open
+vf:dead                    hash    tenant, or * for all -> bytes in the dead letter; written by
+                                   whoever buries, retries or drops, and by prune
+vf:dead:hours              hash    {hour}:{tenant} -> bytes that are over in that hour since 1970
+vf:dead:due                zset    the fields of vf:dead:hours by hour, for prune
 vf:collections:{tenant}    hash    name -> record (msgpack); a copy of the aggregator's catalogue
 vf:published               string  when an aggregator last wrote such copies, Unix time; where it is
                                    missing, Redis has lost them, or there never was one
@@ -77,6 +85,7 @@ DEFAULT_HOME = "main"
 QUEUES = "rq:queues"
 MODELS = "vf:models"
 PUBLISHED = "vf:published"
+DEAD_BYTES = "vf:dead"
 
 LEASE_TTL_S = 10.0
 HEARTBEAT_S = 2.0

@@ -19,6 +19,7 @@ from vecfleet.common.redis_client import read_lua, translated
 
 _FOLDER = Path(__file__).parent
 _MOST_TOGETHER = 64  # calls; Redis serves nobody else while it runs one of ours
+_DEAD_RETRY_S = 30.0  # people have to look at it first
 ALREADY_QUEUED, ALREADY_COMMITTED, ALREADY_REFUSED = -1, -2, -3
 
 
@@ -192,6 +193,7 @@ class QueueClient:
             self._admission.max_shared_bytes,
             self._admission.max_unmerged_bytes,
             route.max_ahead,
+            self._admission.max_dead_bytes,
         ]
         for job in jobs:
             arguments += (job.id, job.block, job.tokens, job.documents, job.data)
@@ -228,6 +230,12 @@ class QueueClient:
         if verdict == b"merge_full":
             raise QueueFull(
                 f"{size} bytes of vectors wait to be merged into this collection; try again later"
+            )
+        if verdict == b"dead_full":
+            raise QueueFull(
+                f"this tenant's documents in the dead letter have {size} bytes, its share: retry "
+                "or drop entries before more is taken",
+                retry_after_s=_DEAD_RETRY_S,
             )
         if verdict == b"late":
             raise QueueFull(

@@ -13,6 +13,7 @@ import redis.exceptions
 from vecfleet.common import codec, keys, names
 from vecfleet.common.errors import (
     DeadlineExceeded,
+    QueueFull,
     VecfleetError,
     from_wire,
 )
@@ -40,8 +41,12 @@ class ReplyBox:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Show that this box is alive and begin to read."""
-        await self._say_alive()
+        """Show that this box is alive and begin to read.
+
+        On a full Redis it is shown once there is room, which is also when a call can be enqueued.
+        """
+        with contextlib.suppress(QueueFull):
+            await self._say_alive()
         self._tasks = [
             asyncio.create_task(self._keep_alive(), name="reply-box-alive"),
             asyncio.create_task(self._read_forever(), name="reply-box-reader"),
@@ -82,16 +87,22 @@ class ReplyBox:
             self.forget(job_id)
 
     async def _say_alive(self) -> None:
+        key = keys.alive(self.name)
         with translated():
-            await self._redis.set(keys.alive(self.name), "1", ex=keys.ALIVE_TTL_S)
+            # A full Redis refuses to write the sign, but never to let it live longer.
+            if not await self._redis.expire(key, keys.ALIVE_TTL_S):
+                await self._redis.set(key, "1", ex=keys.ALIVE_TTL_S)
 
     async def _keep_alive(self) -> None:
+        pause_s = 0.0  # what ``open`` was refused is tried at once
         while True:
-            await asyncio.sleep(keys.ALIVE_TTL_S / 3)
+            await asyncio.sleep(pause_s)
             try:
                 await self._say_alive()
+                pause_s = keys.ALIVE_TTL_S / 3
             except VecfleetError as error:
                 log.warning("cannot renew the reply box: %s", error)
+                pause_s = _RETRY_S  # without its sign no reply reaches it
 
     async def _read_forever(self) -> None:
         while True:

@@ -91,6 +91,8 @@ class Settings(BaseModel):
     max_merge_bytes: Count = 512 << 20
     max_shared_bytes: Count = 1 << 30
     max_unmerged_bytes: Count = 2 << 30
+    max_dead_bytes: Count = 512 << 20
+    max_submissions: Count = 200_000
     max_wait_s: float = Field(10.0, gt=0)
     dead_ttl_s: Annotated[int, Field(ge=60)] = DEAD_TTL_S
     max_body_bytes: Count = limits.MAX_BODY_BYTES
@@ -143,6 +145,8 @@ class Settings(BaseModel):
             max_merge_bytes=self.max_merge_bytes,
             max_shared_bytes=self.max_shared_bytes,
             max_unmerged_bytes=self.max_unmerged_bytes,
+            max_dead_bytes=self.max_dead_bytes,
+            max_submissions=self.max_submissions,
             max_wait_s=self.max_wait_s,
         )
 

@@ -70,6 +70,12 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
         ("line", "jobs", "tokens", "MiB", "tenants"),
         [(*_load(line), line.tenants or "") for line in found.state.lines if line.jobs],
     )
+    _show(
+        console,
+        "Dead letter",
+        ("tenant", "MiB"),
+        [(tenant, f"{size / 2**20:.1f}") for tenant, size in found.state.dead_bytes.items()],
+    )
     _show(console, "Collections", _COLLECTION_COLUMNS, [_row(c) for c in found.collections])
     _show(
         console,

@@ -82,7 +82,11 @@ class Documents:
         submission = new_id()
         book = self._fleet.submissions
         await book.open(
-            submission, tenant=collection.tenant, collection=collection.name, uid=collection.uid
+            submission,
+            tenant=collection.tenant,
+            collection=collection.name,
+            uid=collection.uid,
+            once=True,
         )
         try:
             await self._fleet.enqueue_delete(

@@ -17,6 +17,7 @@ from vecfleet.gateway.errors import told
 from vecfleet.gateway.fleet import Fleet
 
 _RETRY_S = 0.25
+_SPARE_S = 120  # longer than a call with the same key waits for room
 
 
 class Feeder:
@@ -115,12 +116,13 @@ class Feeder:
 
     async def settle_partial(self) -> None:
         """It broke off. Without a key nobody can continue it, so it ends with what it has."""
-        if self._keyed or not self._opened:
+        if not self._opened:
             return
-        if self._blocks:
+        if not self._blocks:
+            spare_s = _SPARE_S if self._keyed else 0
+            await self._fleet.submissions.discard(self.submission, spare_s)
+        elif not self._keyed:
             await self.close()
-        else:
-            await self._fleet.submissions.discard(self.submission)
 
     async def _open(self, first_block: str) -> None:
         """Make the submission known; a key must not stand for two different submissions."""
@@ -131,6 +133,7 @@ class Feeder:
             collection=self._collection.name,
             uid=self._collection.uid,
             first_block=first_block,
+            once=not self._keyed,
         )
         self._opened = True
         if first_block and (await book.get(self.submission)).first_block != first_block:

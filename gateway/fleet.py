@@ -20,7 +20,14 @@ class SubmissionBook(Protocol):
     """``common.submission.Submissions``."""
 
     async def open(
-        self, submission_id: str, *, tenant: str, collection: str, uid: str, first_block: str = ""
+        self,
+        submission_id: str,
+        *,
+        tenant: str,
+        collection: str,
+        uid: str,
+        first_block: str = "",
+        once: bool = False,
     ) -> str:
         """Make a submission known."""
         ...
@@ -39,7 +46,7 @@ class SubmissionBook(Protocol):
         """Stop it."""
         ...
 
-    async def discard(self, submission_id: str) -> None:
+    async def discard(self, submission_id: str, spare_s: int = 0) -> None:
         """Forget one into which nothing went."""
         ...
 

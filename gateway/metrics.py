@@ -145,6 +145,12 @@ class _FleetCollector(Collector):
             for line in self._state.lines:
                 gauge.add_metric((line.line,), getattr(line, name))
             yield gauge
+        dead = GaugeMetricFamily(
+            "vecfleet_dead_bytes", "Bytes in the dead letter, as it is counted", labels=("tenant",)
+        )
+        for tenant, size in self._state.dead_bytes.items():
+            dead.add_metric((tenant,), size)
+        yield dead
         left_out = GaugeMetricFamily("vecfleet_queues_left_out", "Queues that are not shown")
         left_out.add_metric((), self._state.queues_left_out)
         yield left_out

@@ -42,7 +42,14 @@ class FakeBook:
         self.kept: dict[str, Submission] = {}
 
     async def open(
-        self, submission_id: str, *, tenant: str, collection: str, uid: str, first_block: str = ""
+        self,
+        submission_id: str,
+        *,
+        tenant: str,
+        collection: str,
+        uid: str,
+        first_block: str = "",
+        once: bool = False,
     ) -> str:
         fresh = Submission(submission_id, "open", collection, tenant, None, 0, 0, 1000, None)
         fresh = dataclasses.replace(fresh, first_block=first_block)
@@ -66,8 +73,9 @@ class FakeBook:
         self._change(submission_id, state="cancelled")
         return self.kept[submission_id]
 
-    async def discard(self, submission_id: str) -> None:
-        del self.kept[submission_id]
+    async def discard(self, submission_id: str, spare_s: int = 0) -> None:
+        if spare_s == 0:
+            del self.kept[submission_id]
 
     def _change(self, submission_id: str, **changes: Any) -> None:
         self.kept[submission_id] = dataclasses.replace(self.kept[submission_id], **changes)

@@ -90,7 +90,10 @@ local function take(id, queue, job, number)
   redis.call('EXPIRE', 'rq:executions:' .. id, ttl_s + 60)
   redis.call('HSET', key, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
     'worker_name', worker, 'vf_attempts', tonumber(job[ATTEMPTS] or 0) + 1)
-  if tonumber(job[ATTEMPTS] or 0) > 0 then redis.call('HSET', key, 'vf_at', '*') end
+  if tonumber(job[ATTEMPTS] or 0) > 0 then
+    redis.call('HSET', key, 'vf_at', '*')
+    uncount_dead(key, queue)  -- RQ's own tools may have taken it out of the dead letter
+  end
   redis.call('PERSIST', key)
   return execution
 end
@@ -126,7 +129,7 @@ local function unpark(merge)
     local key = 'rq:job:' .. back[at]
     local job = redis.call('HMGET', key, 'vf_parked', 'origin', 'vf_cost')
     if job[1] then  -- else it was cancelled
-      local cost, size = tonumber(job[3] or 0), redis.call('HSTRLEN', key, 'data')
+      local cost, size = tonumber(job[3] or 0), bytes_of(key)
       redis.call('HDEL', key, 'vf_parked')
       add('vf:load:' .. merge, 'parked_', -cost, -size, -1)
       add('vf:load:' .. job[2], '', cost, size, 1)
@@ -208,7 +211,7 @@ local function take_first(entry, ask)
   if #wrong > 0 then redis.call('HDEL', key, unpack(wrong)) end
   if job[COST] then
     entry.jobs, entry.tokens = (entry.jobs or 0) + 1, (entry.tokens or 0) + cost
-    entry.bytes = (entry.bytes or 0) + size
+    entry.bytes = (entry.bytes or 0) + size + JOB_BYTES
   end
   if gone or parks then
     dropped = dropped + 1
@@ -217,9 +220,9 @@ local function take_first(entry, ask)
       if was_there and size == 0 then entry.no_jobs = (entry.no_jobs or 0) + 1 end
     else
       entry.parked_tokens = (entry.parked_tokens or 0) + cost
-      entry.parked_bytes = (entry.parked_bytes or 0) + size
+      entry.parked_bytes = (entry.parked_bytes or 0) + size + JOB_BYTES
       entry.parked_jobs = (entry.parked_jobs or 0) + 1
-      park(id, merge, cost, size)
+      park(id, merge, cost, size + JOB_BYTES)
     end
     return 0
   end

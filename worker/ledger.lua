@@ -8,6 +8,7 @@
 --   vf:sum:{line} hash         vf:line:{line} zset        vf:clock:{line} zset
 --   vf:outstanding:{uid} zset  vf:parked:{queue} list
 --   vf:reply:{box} list        vf:sub:{sub} hash, with :ok and :bad bitmaps and :errors list
+--   vf:subs:{tenant} zset      vf:dead hash, vf:dead:hours hash, vf:dead:due zset
 --
 -- A full Redis refuses a script whose first write may need memory. So each script's first write is
 -- one that is never refused (ZREM, LPOP, EXPIRE, DEL); after it, Redis lets the rest pass.
@@ -56,6 +57,10 @@ local function add(key, prefix, tokens, bytes, jobs)
   redis.call('HINCRBY', key, prefix .. 'bytes', bytes + 0)
   return redis.call('HINCRBY', key, prefix .. 'jobs', jobs + 0)
 end
+
+-- What Redis pays for a job beside its data; the same wherever jobs are counted.
+local JOB_BYTES = 1500
+local function bytes_of(key) return redis.call('HSTRLEN', key, 'data') + JOB_BYTES end
 
 -- What waits for all tenants together; it starts anew when nothing does.
 local function count_all(queue, tokens, bytes, jobs)
@@ -110,7 +115,7 @@ local function queue_job(id, queue, front)
   local key = 'rq:job:' .. id
   redis.call('HSET', key, 'status', 'queued', 'origin', queue, 'worker_name', '', 'started_at', '')
   local cost = redis.call('HGET', key, 'vf_cost')
-  if cost then count_waiting(queue, cost, redis.call('HSTRLEN', key, 'data'), 1) end
+  if cost then count_waiting(queue, cost, bytes_of(key), 1) end
   redis.call(front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
   join_line(queue)
@@ -146,6 +151,22 @@ local function forget(id)
   redis.call('DEL', 'rq:job:' .. id, 'rq:executions:' .. id)
 end
 
+-- A submission is done. Where nobody asks for it by a name again, it is forgotten soon, and sooner
+-- where its tenant has many.
+local ONCE_S, ONCE_OF_MANY_S, MANY = 86400, 300, 20000
+local function end_submission(sub)
+  local key = 'vf:sub:' .. sub
+  redis.call('HSET', key, 'state', 'done', 'done_ms', text(now_ms))
+  local found = redis.call('HMGET', key, 'once', 'tenant')
+  if not found[1] then return end
+  local all = 'vf:subs:' .. (found[2] or '-')
+  local ttl_s = redis.call('ZCARD', all) > MANY and ONCE_OF_MANY_S or ONCE_S
+  for _, part in ipairs({'', ':ok', ':bad', ':errors'}) do
+    redis.call('EXPIRE', key .. part, ttl_s)
+  end
+  redis.call('ZADD', all, 'XX', text(now_ms / 1000 + ttl_s), sub)
+end
+
 -- Mark one block of a submission committed or refused. The bit is the truth: the counters move
 -- only when it flips, so neither a redelivery nor a retry counts twice.
 local function mark(sub, block, good, docs, rejected)
@@ -172,7 +193,7 @@ local function mark(sub, block, good, docs, rejected)
   local state = redis.call('HMGET', key, 'state', 'blocks')
   if state[1] == 'closed'
     and redis.call('BITCOUNT', ok) + redis.call('BITCOUNT', bad) >= tonumber(state[2]) then
-    redis.call('HSET', key, 'state', 'done', 'done_ms', text(now_ms))
+    end_submission(sub)
   end
 end
 
@@ -187,6 +208,41 @@ local function note_errors(sub, errors, most)
   redis.call('EXPIRE', list, redis.call('TTL', 'vf:sub:' .. sub))
 end
 
+-- What the dead letter holds is counted by tenant, '*' for all, and by the hour in which it is over;
+-- an entry's vf_kept says in which hour it is counted, and with how many bytes.
+local DEAD_BYTES, HOUR_S = 2200, 3600
+local function add_dead(tenant, bytes)
+  for _, name in ipairs({tenant, '*'}) do
+    if redis.call('HINCRBY', 'vf:dead', name, bytes) <= 0 then redis.call('HDEL', 'vf:dead', name) end
+  end
+end
+
+local function tenant_of(queue) return string.match(queue, '^vf%.([^.]*)%.') or '-' end
+
+local function uncount_dead(key, queue)
+  local kept = redis.call('HGET', key, 'vf_kept')
+  if not kept then return end
+  redis.call('HDEL', key, 'vf_kept')
+  local hour, bytes = string.match(kept, '^(%d+) (%d+)$')
+  local tenant = tenant_of(queue)
+  local counted = hour and tonumber(redis.call('HGET', 'vf:dead:hours', hour .. ':' .. tenant) or 0)
+  if not counted or counted == 0 then return end
+  bytes = math.min(tonumber(bytes), counted)
+  redis.call('HINCRBY', 'vf:dead:hours', hour .. ':' .. tenant, text(-bytes))
+  add_dead(tenant, text(-bytes))
+end
+
+local function count_dead(key, queue, ttl_s)
+  uncount_dead(key, queue)  -- stock tools may have taken it out and not counted
+  local bytes = redis.call('HSTRLEN', key, 'data') + DEAD_BYTES
+  local hour = text(math.ceil((now_ms / 1000 + ttl_s) / HOUR_S))
+  local tenant = tenant_of(queue)
+  redis.call('HSET', key, 'vf_kept', hour .. ' ' .. bytes)
+  redis.call('HINCRBY', 'vf:dead:hours', hour .. ':' .. tenant, bytes)
+  redis.call('ZADD', 'vf:dead:due', hour, hour .. ':' .. tenant)
+  add_dead(tenant, bytes)
+end
+
 -- Move a job to the dead letter (RQ's failed registry), with its data, for people to look at.
 -- reason is RQ's compressed text of the error, error the same as a msgpack map of ours.
 local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
@@ -194,8 +250,8 @@ local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
   redis.call('HDEL', key, 'vf_at', 'vf_named', 'vf_condemned', 'vf_deaths')
   redis.call('HSET', key, 'status', 'failed', 'ended_at', iso, 'vf_died', text(now_ms),
     'vf_died_with', worker, 'vf_error', error)
+  count_dead(key, queue, ttl_s)
   redis.call('EXPIRE', key, ttl_s)
-  redis.call('ZREMRANGEBYSCORE', dead, '-inf', text(now_ms / 1000))
   redis.call('ZADD', dead, text(now_ms / 1000 + ttl_s), id)
   if reason ~= '' then
     redis.call('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,

@@ -7,13 +7,14 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import redis
 
 from vecfleet.common import keys
 from vecfleet.common.queue_client import client_scripts
-from vecfleet.common.redis_client import translated
+from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.tenant_queues import TenantQueues
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Roster:
     def __init__(self, client: redis.Redis, worker: str, tenants: TenantQueues) -> None:
         self._redis = client
         self._tenants = tenants
+        self._prune = client.register_script(read_lua(Path(__file__).parent, "prune"))
         self.worker = worker
 
     def register(self, queues: Sequence[keys.QueueName]) -> None:
@@ -83,8 +85,10 @@ class Roster:
         Workers that were killed go, and this one shows the queues that came since it registered.
 
         Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
-        Tenants' queues that nothing is in any more are forgotten.
+        What is over in the dead letter goes, and tenants' queues that nothing is in any more are
+        forgotten.
         """
+        self._prune_dead(queues)
         queues = self._tenants.forget_unused(queues)
         with translated():
             names = list(cast(Any, self._redis.smembers("rq:workers")))
@@ -102,6 +106,13 @@ class Roster:
             for queue in queues:
                 pipe.sadd(f"rq:workers:{queue}", key)
             pipe.execute()
+
+    def _prune_dead(self, queues: Sequence[keys.QueueName]) -> None:
+        with translated():
+            gone = cast(Any, self._prune(args=[str(queue) for queue in self._tenants.of(queues)]))
+        for name, count in zip(gone[::2], gone[1::2], strict=True):
+            queue = ascii(name.decode(errors="replace"))
+            log.warning("%d entries of the dead letter of %s are over their time", count, queue)
 
     def report(self, *, busy: bool, succeeded: int, failed: int, busy_s: float) -> None:
         """Keep RQ's picture of the worker true: its state, and how many jobs it has done."""

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 from vecfleet.common import codec, keys, queue_client, submission
+from vecfleet.common.admission import JOB_BYTES
 from vecfleet.common.errors import JobCancelled, JobFailed
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async, read_lua
@@ -297,8 +298,17 @@ class JobMachine(RuleBasedStateMachine):
             sums = {"tokens": 0, "bytes": 0, "jobs": len(waiting)}
             for job in waiting:
                 sums["tokens"] += int(self.client.hget(keys.job(job), "vf_cost") or 0)
-                sums["bytes"] += self.client.hstrlen(keys.job(job), "data")
+                sums["bytes"] += self.client.hstrlen(keys.job(job), "data") + JOB_BYTES
             assert {name: int(load.get(name.encode(), 0)) for name in sums} == sums, (queue, load)
+            # There is one tenant, so what waits for all is the same.
+            of_all = self.client.hgetall(keys.load_of_all(queue))
+            assert {name: int(of_all.get(name.encode(), 0)) for name in sums} == sums, of_all
+            # Ids of cancelled jobs stay in the list, until somebody comes to them.
+            has_ids = bool(self.client.exists(keys.queue_list(queue)))
+            in_line = self.client.zrange(keys.line(queue), 0, -1)
+            assert in_line == [str(queue).encode()] * (has_ids and queue == EMBED), in_line
+            if not has_ids:
+                assert not load and not of_all, (queue, load, of_all)
 
     @invariant()
     def the_submission_counts_each_block_once(self) -> None:

@@ -11,6 +11,7 @@ from rq.registry import FailedJobRegistry
 from vecfleet.common import codec, keys, payloads
 from vecfleet.common.admission import Admission
 from vecfleet.common.codec import Serializer
+from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.dead_letter import DeadFilter, DeadLetter, parse_since
 from vecfleet.common.errors import (
     Conflict,
@@ -21,8 +22,10 @@ from vecfleet.common.errors import (
     PoisonText,
     QueueFull,
     TextTooLong,
+    UnknownCollection,
     UnknownEntry,
 )
+from vecfleet.common.fleet_state import read_fleet_state
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async, read_lua
 from vecfleet.common.submission import Submissions
@@ -70,6 +73,7 @@ class Fleet:
 
     def __init__(self, client, connection) -> None:
         self.client = client
+        self.connection = connection
         self.queues = QueueClient(connection)
         self.submissions = Submissions(connection)
         self.letter = DeadLetter(connection)
@@ -343,7 +347,7 @@ async def test_a_retry_waits_for_room(fleet):
     assert len((await fleet.letter.page()).entries) == 1
 
 
-async def test_the_dead_letter_forgets_after_its_time(client, fleet):
+async def test_the_dead_letter_forgets_after_its_time(client, fleet, caplog):
     fleet.ledger = Ledger(client, "w1", dead_ttl_s=100)
     await fleet.enqueue("s", 0, 2)
     fleet.refuse([0])
@@ -352,9 +356,17 @@ async def test_the_dead_letter_forgets_after_its_time(client, fleet):
     client.delete(key)  # as when its time has come
     assert (await fleet.letter.page()).entries == ()
     client.zadd(keys.dead(QUEUE), {"s-0-refused-0": 1})
+    client.sadd(keys.QUEUES, keys.queue_list(QUEUE))
     await fleet.enqueue("s", 1, 2)
-    fleet.refuse([1])  # whatever is buried next sweeps
+    fleet.refuse([1])
+    (load,) = [
+        q for q in (await read_fleet_state(fleet.connection)).queues if q.queue == str(QUEUE)
+    ]
+    assert load.dead == 1  # not what is over
+    with caplog.at_level("WARNING"):
+        fleet.ledger.roster.sweep([QUEUE])
     assert client.zrange(keys.dead(QUEUE), 0, -1) == [b"s-1-refused-1"]
+    assert "1 entries of the dead letter" in caplog.text
 
 
 async def test_the_watermark_waits_for_what_is_dead(fleet):
@@ -395,6 +407,118 @@ async def test_rqs_own_requeue_still_does_the_right_thing(fleet, whole):
     fleet.merge()
     state = await fleet.submissions.get("s")
     assert (state.state, state.committed, state.failed) == ("done", 3, 0)
+
+
+def held(client) -> dict[bytes, int]:
+    return {tenant: int(size) for tenant, size in client.hgetall(keys.DEAD_BYTES).items()}
+
+
+async def test_what_the_dead_letter_holds_is_counted(client, fleet):
+    await fleet.enqueue("s", 0, 4, THEIRS)
+    fleet.refuse([0, 1, 2], queue=THEIRS)
+    await fleet.enqueue("s", 1, 2)
+    fleet.fail()
+    sizes = [client.hstrlen(keys.job(f"s-0-refused-{n}"), "data") for n in range(3)]
+    theirs, ours = sum(sizes) + 3 * 2200, client.hstrlen(keys.job("s-1"), "data") + 2200
+    assert held(client) == {b"acme": theirs, b"-": ours, b"*": theirs + ours}
+    assert (await read_fleet_state(fleet.connection)).dead_bytes == {"acme": theirs, "-": ours}
+    await fleet.letter.drop("s-0-refused-0")
+    await fleet.letter.retry("s-0-refused-1", text="a longer text " * 20)
+    assert held(client) == {b"acme": sizes[2] + 2200, b"-": ours, b"*": sizes[2] + 2200 + ours}
+    await fleet.letter.retry("s-1")
+    registry = FailedJobRegistry(str(THEIRS), connection=client, serializer=Serializer)
+    registry.requeue("s-0-refused-2")
+    fleet.ledger.claim([Ask(THEIRS, 1, 9999)])  # the one that was tried again
+    assert held(client) == {b"acme": sizes[2] + 2200, b"*": sizes[2] + 2200}
+    Ledger(client, "w2").claim([Ask(THEIRS, 1, 9999)])  # the one that RQ's tools took out
+    assert held(client) == {}
+
+
+async def test_what_is_over_is_counted_no_more(client, fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([0])
+    ((hour, size),) = client.hgetall("vf:dead:hours").items()
+    client.rename("vf:dead:hours", "old")
+    client.hset("vf:dead:hours", b"5:-", size)
+    client.zadd("vf:dead:due", {b"5:-": 5})
+    client.zrem("vf:dead:due", hour)
+    fleet.ledger.roster.sweep([QUEUE])
+    assert held(client) == client.hgetall("vf:dead:hours") == {}
+    await fleet.letter.drop("s-0-refused-0")
+    assert held(client) == {}
+
+
+async def test_a_tenant_that_fills_the_dead_letter_is_told_to_look_at_it(client, fleet):
+    for block in range(2):
+        await fleet.enqueue("s", block, 4, THEIRS)
+        fleet.refuse([0, 1, 2, 3], queue=THEIRS)
+    await fleet.enqueue("s", 2, 1)
+    fleet.fail()  # of another tenant, which holds little
+    full = sum(size for tenant, size in held(client).items() if tenant != b"*")
+    queues = QueueClient(fleet.connection, Admission(max_dead_bytes=full + 5000))
+    data = codec.pack_call(payloads.EMBED, {"ids": ["a"], "texts": ["a"]})
+    bulk = Route(submission="s", merge_queue=str(MERGE))
+    with pytest.raises(QueueFull, match="dead letter"):
+        await queues.enqueue(THEIRS, [NewJob("new", data, 1)], bulk)
+    assert not client.exists(keys.job("new"))
+    await queues.enqueue(QUEUE, [NewJob("ours", data, 1, 9)], bulk)
+    calls = keys.embed_queue("5pace", "interactive", "acme")
+    await queues.enqueue(calls, [NewJob("call", data, 1)], Route(box="b"))
+    await queues.enqueue(keys.merge_queue(UID, "acme"), [NewJob("delete", data, 1)])
+    for place in range(4):
+        await fleet.letter.drop(f"s-0-refused-{place}")
+    await queues.enqueue(THEIRS, [NewJob("new", data, 1, 10)], bulk)
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"max_bytes": 10}, "queue that the entry"),
+        ({"max_shared_bytes": 10}, "all tenants"),
+        ({"max_merge_bytes": 10}, "merged"),
+        ({"max_unmerged_bytes": 10}, "merged"),
+    ],
+)
+async def test_a_retry_has_the_limits_of_an_enqueue(client, fleet, limits, why):
+    await fleet.enqueue("s", 0, 1)
+    fleet.fail()
+    await fleet.enqueue("s", 1, 1)
+    fleet.refuse([])  # waits to be merged
+    await fleet.enqueue("s", 2, 1)
+    before = {key: client.dump(key) for key in client.keys("*")}
+    small = DeadLetter(fleet.connection, Admission(**limits))
+    with pytest.raises(QueueFull, match=why):
+        await small.retry("s-0")
+    assert {key: client.dump(key) for key in client.keys("*")} == before
+    await fleet.letter.retry("s-0")
+
+
+async def test_a_full_redis_takes_no_retry_but_lets_entries_go(client, fleet):
+    await fleet.enqueue("s", 0, 2)
+    fleet.refuse([0, 1])
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", 1)
+    before = {key: client.dump(key) for key in client.keys("*")}
+    for text in (None, "another text"):
+        with pytest.raises(QueueFull):
+            await fleet.letter.retry("s-0-refused-0", text=text)
+    assert {key: client.dump(key) for key in client.keys("*")} == before
+    for place in (0, 1):
+        await fleet.letter.drop(f"s-0-refused-{place}")
+    assert (await fleet.letter.page()).entries == ()
+    assert held(client) == {}
+
+
+async def test_what_has_no_collection_any_more_is_not_tried_again(client, fleet):
+    await fleet.enqueue("s", 0, 1)
+    fleet.fail()
+    client.set(keys.PUBLISHED, "1")
+    with pytest.raises(UnknownCollection, match="deleted"):
+        await fleet.letter.retry("s-0")
+    assert len((await fleet.letter.page()).entries) == 1
+    record = Collection("c", UID, CollectionSpec("m", "5pace", 8)).to_wire()
+    client.hset(keys.collections("-"), "c", codec.dumps(record))
+    await DeadLetter(fleet.connection).retry("s-0")
 
 
 def test_moments():

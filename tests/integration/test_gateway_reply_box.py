@@ -5,6 +5,7 @@ import asyncio
 from servers import eventually
 
 from vecfleet.common import codec, keys
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect_async
 from vecfleet.common.reply_box import ReplyBox
 
@@ -35,3 +36,58 @@ async def test_replies_that_come_together_are_all_delivered(redis_url, redis_asy
         await redis_async.rpush(keys.reply(box.name), codec.dumps(["late", "ok", "x"]))
         await eventually(late.done)
         await box.close()
+
+
+async def test_a_box_outlives_a_full_redis(redis_server_factory, each_redis_binary, monkeypatch):
+    monkeypatch.setattr(keys, "ALIVE_TTL_S", 1)
+    server = redis_server_factory(binary=each_redis_binary, append_only=False)
+    async with connect_async(server.url) as client:
+        box = ReplyBox(client)
+        await box.open()
+        await fill(client)
+        began_s, _ = await client.time()
+
+        async def has_been_full_for_long() -> bool:
+            assert await client.exists(keys.alive(box.name))
+            return (await client.time())[0] > began_s + 3
+
+        await eventually_true(has_been_full_for_long)
+        await box.close()
+        assert not await client.exists(keys.alive(box.name))
+
+
+async def test_a_box_that_opens_on_a_full_redis_is_there_with_the_room(
+    redis_server_factory, each_redis_binary
+):
+    server = redis_server_factory(binary=each_redis_binary, append_only=False)
+    async with connect_async(server.url) as client:
+        await fill(client)
+        box = ReplyBox(client)
+        await box.open()
+        assert not await client.exists(keys.alive(box.name))
+        await client.config_set("maxmemory", 0)
+
+        async def is_alive() -> bool:
+            return await client.exists(keys.alive(box.name))
+
+        await eventually_true(is_alive, deadline_s=8)  # before its next sign would be due
+        await box.close()
+
+
+async def test_a_call_shows_a_box_that_redis_has_forgotten(redis_async):
+    """Until the next sign of life every reply to it would be dropped."""
+    await redis_async.delete(keys.alive("lost"))
+    queue = keys.embed_queue("5pace", "interactive")
+    await QueueClient(redis_async).enqueue(queue, [NewJob("j", b"x", 1)], Route(box="lost"))
+    assert 0 < await redis_async.ttl(keys.alive("lost")) <= keys.ALIVE_TTL_S
+
+
+async def fill(client) -> None:
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", 1)
+
+
+async def eventually_true(condition, deadline_s: float = 20) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not await condition():
+            await asyncio.sleep(0.02)

@@ -15,6 +15,7 @@ from rq.worker import Worker
 from servers import wait_until
 
 from vecfleet.common import codec, keys
+from vecfleet.common.admission import JOB_BYTES
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import InvalidInput, QueueFull
 from vecfleet.common.queue_client import (
@@ -74,7 +75,7 @@ async def test_claims_in_order_within_jobs_and_tokens(client, queues):
     assert ids(mine.claim([Ask(QUEUE, 9, 1)])) == ["j-5"]
     assert client.hgetall(keys.load(QUEUE)) == {
         b"tokens": b"40",
-        b"bytes": b"%d" % (4 * len(job(6).data)),
+        b"bytes": b"%d" % (4 * (len(job(6).data) + JOB_BYTES)),
         b"jobs": b"4",
     }
     assert len(mine.claim([Ask(QUEUE, 9, 1000)])) == 4

@@ -11,7 +11,7 @@ from rq import Queue
 from servers import eventually, wait_until
 
 from vecfleet.common import codec, keys
-from vecfleet.common.admission import Admission
+from vecfleet.common.admission import JOB_BYTES, Admission
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import QueueFull
 from vecfleet.common.fleet_state import read_fleet_state
@@ -202,7 +202,7 @@ async def test_tenants_that_went_away_are_forgotten(client, queues):
 
 
 async def test_all_together_stay_within_the_bound_and_leave_room_for_the_next(client):
-    bound = 400_000
+    bound = 200 * (2000 + JOB_BYTES)
     async with connect_async(client.url) as connection:
         small = QueueClient(connection, Admission(max_shared_bytes=bound))
         held: Counter[str] = Counter()
@@ -294,8 +294,8 @@ async def test_what_is_parked_and_what_all_tenants_wait_for_can_be_seen(client, 
         state = await read_fleet_state(connection)
     merge = next(queue for queue in state.queues if queue.queue == str(merge_of("stuck")))
     assert (merge.jobs, merge.parked) == (3, 2)
-    assert merge.bytes == 3000
-    assert 2000 < merge.parked_bytes < 3000
+    assert merge.bytes == 3 * (1000 + JOB_BYTES)
+    assert 2000 < merge.parked_bytes - 2 * JOB_BYTES < 3000
     lines = {line.line: line for line in state.lines}
     shared = lines[EVERYONE.line]
     assert (shared.jobs, shared.tokens, shared.tenants) == (5, 50, 1)
