@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _RETRY_S = 0.5
+_TRY_AGAIN = 3  # as all commands say it
 _OTHER_FILES = 256  # that are open beside connections: libraries, Redis, the log
 _FEWEST_CONNECTIONS = 16
 
@@ -34,7 +35,8 @@ _FEWEST_CONNECTIONS = 16
 def run_gateway(config: GatewayConfig) -> int:
     """Serve until SIGTERM or SIGINT, let requests in flight finish, and return an exit code.
 
-    0 after a signal; 1 when the start failed, with the reason in the log.
+    0 after a signal; 3 when Redis was away at the start, 1 when that failed otherwise, with the
+    reason in the log.
     """
     try:
         config.checked()
@@ -44,7 +46,7 @@ def run_gateway(config: GatewayConfig) -> int:
             runner.run(serve(config))
     except (VecfleetError, OSError) as error:
         log.error("the gateway cannot run: %s", error)
-        return 1
+        return _TRY_AGAIN if isinstance(error, Unavailable) else 1
     return 0
 
 
