@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import requests
 import schemathesis
+from fuzz.keys import Key
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
@@ -34,6 +35,7 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     origin: str = ""
+    key: Key | None = None  # what it was sent with, where keys are asked for
 
 
 def labels(document: dict[str, Any]) -> list[str]:
@@ -82,11 +84,18 @@ def _prepared(case: Any, mode: GenerationMode, generator: random.Random) -> Requ
         mode is GenerationMode.POSITIVE or generator.random() < 0.5
     ):
         case.path_parameters["collection"] = generator.choice(COLLECTIONS)
+    return as_request(prepare(case), f"schemathesis {mode.value}")
+
+
+def prepare(case: Any) -> requests.PreparedRequest:
+    """A case of schemathesis's as it would be sent."""
     kwargs = case.as_transport_kwargs(base_url="http://fuzz")
     known = ("method", "url", "headers", "params", "data", "json", "cookies")
-    prepared = requests.Request(
-        **{name: kwargs[name] for name in known if name in kwargs}
-    ).prepare()
+    return requests.Request(**{name: kwargs[name] for name in known if name in kwargs}).prepare()
+
+
+def as_request(prepared: requests.PreparedRequest, origin: str) -> Request:
+    """The same as ours, which nothing tidies up."""
     body = prepared.body
     if isinstance(body, str):
         body = body.encode("utf-8", "surrogatepass")
@@ -97,9 +106,7 @@ def _prepared(case: Any, mode: GenerationMode, generator: random.Random) -> Requ
         for name, value in prepared.headers.items()
         if name.lower() not in _DROPPED
     }
-    return Request(
-        prepared.method or "GET", prepared.path_url, headers, body, f"schemathesis {mode.value}"
-    )
+    return Request(prepared.method or "GET", prepared.path_url, headers, body, origin)
 
 
 def spread(total: int, document: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -22,15 +22,22 @@ class LiveFleet:
 
     folder: Path
     redis: RedisServer
-    port: int = 0
+    port: int = 0  # of the gateway that asks for no keys
+    keyed_port: int = 0  # of the one that does, where there is one
     roles: dict[str, Process] = field(default_factory=dict)
 
-    def start(self, role: str, *arguments: str) -> Process:
-        """Start one role against this fleet's Redis."""
+    def start(self, role: str, *arguments: str, name: str = "") -> Process:
+        """Start one role against this fleet's Redis, known by ``name``, by default the role's."""
         environment = {"VECFLEET_TIMEOUT_S": TIMEOUT_S, "VECFLEET_DATA": str(self.folder / "data")}
         process = start_role(role, "--redis", self.redis.url, *arguments, env=environment)
-        self.roles[role] = process
+        self.roles[name or role] = process
         return process
+
+    def start_gateway(self, name: str, *arguments: str) -> int:
+        """A gateway; returns the port that it listens on."""
+        process = self.start("gateway", "--port", "0", *arguments, name=name)
+        line = process.wait_for_line(r"http://127\.0\.0\.1:\d+")
+        return int(line.rpartition("127.0.0.1:")[2].split('"')[0].split()[0])
 
     def start_worker(self) -> None:
         """The fake engine's worker; returns once it serves."""
@@ -62,23 +69,32 @@ class LiveFleet:
             (folder / f"{role}.log").write_text(process.output[-200_000:])
 
     def log_of_failure(self) -> str:
-        """What the gateway said of requests that failed in a way nobody foresaw."""
-        lines = self.roles["gateway"].lines
-        return "\n".join(line for line in lines if "unforeseen" in line or "Traceback" in line)
+        """What the gateways said of requests that failed in a way nobody foresaw."""
+        return "\n".join(
+            line
+            for name, process in self.roles.items()
+            for line in process.lines
+            if "gateway" in name and ("unforeseen" in line or "Traceback" in line)
+        )
 
 
 @contextmanager
-def live_fleet(folder: Path) -> Iterator[LiveFleet]:
-    """A fleet that runs; every process is gone afterwards."""
+def live_fleet(folder: Path, keys_file: Path | None = None) -> Iterator[LiveFleet]:
+    """A fleet that runs; every process is gone afterwards.
+
+    ``keys_file``: a second gateway asks for the keys in it.
+    """
     (binary, *_) = redis_binaries()
     with RedisServer(folder / "redis", binary=binary, append_only=False) as redis:
         fleet = LiveFleet(folder, redis)
         try:
             fleet.start_aggregator()
             fleet.start_worker()
-            gateway = fleet.start("gateway", "--port", "0", "--no-keys", "--collection", "books")
-            line = gateway.wait_for_line(r"http://127\.0\.0\.1:\d+")
-            fleet.port = int(line.rpartition("127.0.0.1:")[2].split('"')[0].split()[0])
+            fleet.port = fleet.start_gateway("gateway", "--no-keys", "--collection", "books")
+            if keys_file is not None:
+                fleet.keyed_port = fleet.start_gateway(
+                    "keyed gateway", "--keys-file", str(keys_file), "--collection", "books"
+                )
             yield fleet
         finally:
             for process in fleet.roles.values():

@@ -94,6 +94,10 @@ _HEADERS: tuple[tuple[str, str], ...] = (
     ("x-api-key", "vf_" + "0" * 64),
     ("range", "bytes=0-1"),
     ("expect", "100-continue"),
+    ("host", "elsewhere.example"),
+    ("origin", "http://elsewhere.example"),
+    ("origin", "null"),
+    ("sec-fetch-site", "cross-site"),
     ("x-forwarded-for", "::1"),
 )
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from fuzz.contract import Contract
 from fuzz.corpus import Request
 from fuzz.fleet import LiveFleet
-from fuzz.requests_run import Tally, send_all, still_serves
+from fuzz.requests_run import Tally, send_all
+from fuzz.stories import Client, still_serves
 
 
 async def without_the_fleet(
@@ -20,7 +21,7 @@ async def without_the_fleet(
     await send_all(fleet.port, contract, requests, tally, away=True)
     await asyncio.to_thread(fleet.start_aggregator)
     await asyncio.to_thread(fleet.start_worker)
-    await _back(fleet)
+    await _back(fleet, contract)
 
 
 async def without_redis(
@@ -30,15 +31,17 @@ async def without_redis(
     await asyncio.to_thread(fleet.redis.stop)
     await send_all(fleet.port, contract, requests, tally, away=True)
     await asyncio.to_thread(fleet.redis.start)
-    await _back(fleet)
+    await _back(fleet, contract)
 
 
-async def _back(fleet: LiveFleet, deadline_s: float = 60.0) -> None:
+async def _back(fleet: LiveFleet, contract: Contract, deadline_s: float = 60.0) -> None:
     """Wait until the fleet serves again."""
+    client = Client(fleet.port, contract, Tally())
     async with asyncio.timeout(deadline_s):
         while True:
             try:
-                await still_serves(fleet.port)
-                return
+                await still_serves(client)
+                break
             except AssertionError:
                 await asyncio.sleep(0.2)
+    client.close()

@@ -10,7 +10,7 @@ import random
 import struct
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,17 +96,23 @@ class RawJob:
 class Hostile:
     """Makes jobs that are wrong in one or several ways."""
 
-    def __init__(self, generator: random.Random, queues: Sequence[str], uid: str, space: str):
+    def __init__(
+        self,
+        generator: random.Random,
+        queues: Sequence[str],
+        uid: str,
+        space: str,
+        numbers: Iterator[int],
+    ):
         self._random = generator
         self._queues = queues
         self._uid = uid
         self._space = space
-        self._count = 0
+        self._numbers = numbers
 
     def job(self) -> RawJob:
         """One more."""
         pick = self._random
-        self._count += 1
         fields: dict[str, bytes] = {"status": b"queued"}
         queue = pick.choice(self._queues)
         fields["origin"] = queue.encode()
@@ -115,7 +121,7 @@ class Hostile:
         for name in pick.sample(_FIELDS, pick.choice((0, 0, 1, 1, 2, 5))):
             fields[name] = pick.choice(_VALUES)
         fields["data"] = pick.choice(self._datas())()
-        job_id = b"hostile-%d" % self._count
+        job_id = b"hostile-%d" % next(self._numbers)
         if pick.random() < 0.15:
             job_id += pick.choice(
                 (b"\xff\xfe", b":", b":x:y", b" \r\n", b"\0", b"-refused-0", b"%s")

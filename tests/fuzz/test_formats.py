@@ -9,7 +9,8 @@ import zlib
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from fuzz.sizes import sized
+from hypothesis import example, given
 from hypothesis import strategies as st
 from index_oracle import shard_bytes
 
@@ -31,13 +32,7 @@ from vecfleet.worker.job import decode_claim
 from vecfleet.worker.page import read_page
 from vecfleet.worker.shard import Shard
 
-FAST = settings(
-    max_examples=200,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+FAST = sized(200)
 SHARD = shard_bytes("job-1", [(f"d{i}", i) for i in range(20)], [("gone", 3)])
 QUEUE = keys.embed_queue("5pace", "bulk")
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 from fuzz.job_machine import JobMachine
-from hypothesis import HealthCheck, Phase, settings
+from fuzz.sizes import sized
 from hypothesis.stateful import run_state_machine_as_test
 
 from vecfleet.common import queue_client
 from vecfleet.common.redis_client import read_lua
 from vecfleet.worker import ledger
 
+LONG = 8  # times as many examples of make fuzz
 MUTANTS = {
     "no fence": (
         "local held = redis.call('ZREM', 'vf:lease:' .. queue, member) == 1",
@@ -25,30 +26,27 @@ MUTANTS = {
         "redis.call('GETBIT', KEYS[6], block) == 1 then number = -2",
         "false then number = -2",
     ),
+    "what waits of all tenants is counted twice": (
+        "if add(sum, '', tokens, bytes, jobs)",
+        "add(sum, '', tokens, bytes, jobs) if add(sum, '', tokens, bytes, jobs)",
+    ),
+    "a queue that ran empty stays in line": ("redis.call('ZREM', places, queue)\n", "\n"),
     "a cancelled job keeps its lease": ("redis.call('ZREM', 'vf:lease:' .. queue, member)\n", "\n"),
 }
 
 
-def run(redis_url, mutant=("", ""), examples=40):
+def run(redis_url, mutant=("", ""), examples=40, times=1):
     machine = type("Machine", (JobMachine,), {"url": redis_url, "mutant": mutant})
     machine.ends.clear()
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=sized(examples, times, shrinks=False),
     )
     return machine.ends
 
 
 def test_every_job_is_in_one_place_whatever_happens(redis_url):
-    ends = run(redis_url)
+    ends = run(redis_url, times=LONG)
     assert set(ends) == {"queued", "leased", "merged", "dead", "cancelled"}, ends
 
 

@@ -1,25 +1,33 @@
 """Jobs written into Redis by hand, against real worker and aggregator processes."""
 
 import asyncio
-import random
+import itertools
 
 import pytest
+from fuzz.contract import Contract
 from fuzz.fleet import live_fleet
 from fuzz.raw_door import Hostile, push, wait_until_done
-from fuzz.requests_run import Tally, prepare, story
+from fuzz.requests_run import Tally
+from fuzz.sizes import sized
+from fuzz.stories import Client, get_document, prepare, story
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
 from vecfleet.common.redis_client import connect
 
-ROUNDS, JOBS = 6, 40
+EXAMPLES, LONG = 24, 6  # make fuzz: so many times as many
+MOST_JOBS = 20  # of one example
 MOST_GROWTH_MB = 700.0  # a claim of many jobs that each inflate to what one may
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_hostile_jobs_come_to_an_end_and_their_neighbours_are_served(tmp_path, redis_binary):
     with live_fleet(tmp_path) as fleet, connect(fleet.redis.url) as client:
-        asyncio.run(prepare(fleet.port))
+        tally = Tally()
+        contract = Contract(asyncio.run(get_document(fleet.port)))
+        asyncio.run(_prepared(fleet.port, contract, tally))
         record = client.hget(keys.collections(), "books")
         books = Collection.from_wire(codec.loads(record))
         space = books.spec.space
@@ -30,14 +38,27 @@ def test_hostile_jobs_come_to_an_end_and_their_neighbours_are_served(tmp_path, r
             str(keys.catalog_queue()),
             str(books.merge_queue),
         ]
-        hostile = Hostile(random.Random(3), queues, books.uid, space)
-        before, tally = fleet.rss_mb(), Tally()
-        for number in range(ROUNDS):
-            for _ in range(JOBS):
+        before, numbers, jobs = fleet.rss_mb(), itertools.count(), itertools.count()
+
+        @sized(EXAMPLES, LONG, shrinks=False)
+        @given(st.randoms(use_true_random=False), st.integers(1, MOST_JOBS))
+        def check(generator, count):
+            hostile = Hostile(generator, queues, books.uid, space, jobs)
+            for _ in range(count):
                 push(client, hostile.job())
-            asyncio.run(story(fleet.port, f"story-{number}", tally))
+            if (number := next(numbers)) % 3 == 0:
+                asyncio.run(story(Client(fleet.port, contract, tally), f"story-{number}", tally))
             wait_until_done(client, queues)
             fleet.check_alive()
-        assert not tally.failures, tally.failures
-        for role, now in fleet.rss_mb().items():
-            assert now - before[role] < MOST_GROWTH_MB, (role, before[role], now)
+            assert not tally.failures, tally.failures[:3]
+            for role, now in fleet.rss_mb().items():
+                assert now - before[role] < MOST_GROWTH_MB, (role, before[role], now)
+
+        check()
+        assert next(jobs) > 5 * EXAMPLES
+
+
+async def _prepared(port, contract, tally):
+    client = Client(port, contract, tally)
+    await prepare(client)
+    client.close()
