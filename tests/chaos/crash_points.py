@@ -23,6 +23,21 @@ _QUEUES = "vecfleet.common.queue_client:QueueClient"
 _FLEET = "vecfleet.common.fleet_client:FleetClient"
 _BOOK = "vecfleet.common.submission:Submissions"
 _JOURNAL = "vecfleet.producer.journal:Journal"
+_CATALOG = "vecfleet.worker.catalog:Catalog"
+
+
+def _all(_: tuple[Any, ...], __: Any) -> bool:
+    return True
+
+
+def _with_work(_: tuple[Any, ...], result: Any) -> bool:
+    """What claimed or rescued something."""
+    return bool(result[0] if isinstance(result, tuple) else result)
+
+
+def _with_place(arguments: tuple[Any, ...], _: Any) -> bool:
+    """What noted a text, and not that the job waits."""
+    return arguments[2] is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +47,8 @@ class Point:
     target: str  # module:Class.method
     when: Literal["before", "after"] = "before"
     step: str = ""  # of the index's CrashPoint; the target is then what takes one
-    has_work: bool = False  # passes that claim nothing do not count
+    counts: Callable[[tuple[Any, ...], Any], bool] = _all  # which passes: arguments and result
+    needs_deaths: bool = False  # it is reached where other workers die
 
 
 POINTS: dict[str, Point] = {
@@ -46,16 +62,24 @@ POINTS: dict[str, Point] = {
     "gateway.after_enqueue": Point(f"{_FLEET}.enqueue_blocks", "after"),
     "gateway.before_close": Point(f"{_BOOK}.close"),
     "gateway.after_close": Point(f"{_BOOK}.close", "after"),
-    "worker.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", has_work=True),
+    "worker.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", counts=_with_work),
     "worker.after_engine": Point("vecfleet.worker.fake_engine:FakeEngine.embed", "after"),
     "worker.before_settle": Point(f"{_LEDGER}.settle"),
     "worker.after_settle": Point(f"{_LEDGER}.settle", "after"),
-    "aggregator.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", has_work=True),
+    "worker.text_noted": Point(f"{_LEDGER}.mark", "after", counts=_with_place, needs_deaths=True),
+    "worker.before_rescue": Point(f"{_LEDGER}.rescue"),
+    "worker.after_rescue": Point(
+        f"{_LEDGER}.rescue", "after", counts=_with_work, needs_deaths=True
+    ),
+    "aggregator.after_claim": Point(f"{_LEDGER}.claim_or_wait", "after", counts=_with_work),
     "aggregator.segment_written": Point(_WRITER, step="written"),
     "aggregator.segment_fsynced": Point(_WRITER, step="synced"),
     "aggregator.segment_renamed": Point(_WRITER, step="renamed"),
     "aggregator.before_commit": Point(_WRITER, step="before commit"),
     "aggregator.manifest_committed": Point(_WRITER, step="committed"),
+    "aggregator.merge_swapped": Point(_WRITER, step="swapped"),
+    "aggregator.collection_created": Point(f"{_CATALOG}.create", "after"),
+    "aggregator.collection_deleted": Point(f"{_CATALOG}.delete", "after"),
     "aggregator.before_settle": Point(f"{_LEDGER}.settle"),
     "aggregator.after_settle": Point(f"{_LEDGER}.settle", "after"),
 }
@@ -109,10 +133,6 @@ class _Passes:
 def _wrapped(function: Any, point: Point, passes: _Passes) -> Callable[..., Any]:
     before = point.when == "before"
 
-    def counts(result: Any) -> bool:
-        jobs = result[0] if isinstance(result, tuple) else result
-        return not point.has_work or bool(jobs)
-
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -120,7 +140,7 @@ def _wrapped(function: Any, point: Point, passes: _Passes) -> Callable[..., Any]
             if before:
                 passes()
             result = await function(*args, **options)
-            if not before and counts(result):
+            if not before and point.counts(args, result):
                 passes()
             return result
 
@@ -131,7 +151,7 @@ def _wrapped(function: Any, point: Point, passes: _Passes) -> Callable[..., Any]
         if before:
             passes()
         result = function(*args, **options)
-        if not before and counts(result):
+        if not before and point.counts(args, result):
             passes()
         return result
 

@@ -17,16 +17,17 @@ from typing import Any
 import redis
 from chaos.crash_points import POINTS, role_of
 from chaos.fleet import Fleet
-from chaos.power import cut_off_the_last_second
 from chaos.roles import Slot
 
 Heal = tuple[float, int, Callable[[], None]]  # when, a number that breaks ties, what
 
 _VICTIMS = {"worker": 45, "aggregator": 20, "gateway": 13, "producer": 12, "search": 5, "http": 5}
+_DRAINED_WITHIN_S = 90.0  # a drain lasts a minute at most
 _WEIGHTS = {
     "kill": 60,
-    "crash_point": 20,
-    "stop": 8,
+    "crash_point": 22,
+    "stop": 10,
+    "drain": 6,
     "cut": 3,
     "delay": 3,
     "lose_replies": 3,
@@ -53,6 +54,7 @@ class Faults:
         self.kills: Counter[str] = Counter()  # SIGKILLs, by role; also those of crash points
         self.fired: Counter[str] = Counter()  # by crash point
         self.faults: Counter[str] = Counter()  # all that began, by kind
+        self.late: list[str] = []  # who did not end when it was told to
         self.plan: list[str] = []  # all that was drawn, in words: of what kind, and whom it meets
 
     def begin_one(self) -> str:
@@ -118,7 +120,7 @@ class Faults:
 
     def _stop(self) -> bool:
         """SIGSTOP until its leases have run out, then SIGCONT."""
-        victim = self._victim("worker", "aggregator")
+        victim = self._victim("worker", "aggregator", "gateway")
         if victim is None:
             return False
         life = victim.life
@@ -130,6 +132,22 @@ class Faults:
 
         lease_s = self._fleet.plan.lease_s
         self._later(1.2 * lease_s, 2.5 * lease_s, resume)
+        return True
+
+    def _drain(self) -> bool:
+        """SIGTERM: it gives back or finishes what it has, and ends."""
+        victim = self._victim("worker", "aggregator")
+        if victim is None:
+            return False
+        life, began = victim.life, time.monotonic()
+        victim.terminate()
+
+        def look() -> None:
+            late = time.monotonic() - began > _DRAINED_WITHIN_S
+            if late and victim.life == life and victim.running() and not victim.is_stopped:
+                self.late.append(f"{victim.name} goes on {_DRAINED_WITHIN_S} s after its SIGTERM")
+
+        self._later(_DRAINED_WITHIN_S, _DRAINED_WITHIN_S + 1.0, look)
         return True
 
     # The network
@@ -163,13 +181,7 @@ class Faults:
     # Redis and the disk
 
     def _kill_redis(self) -> bool:
-        server, lose = self._fleet.server, None
-        if self._fleet.plan.persistence == "everysec":
-
-            def lose() -> None:
-                cut_off_the_last_second(server)
-
-        self._fleet.restart_redis(wait_s=self._chance.uniform(0.0, 0.5), lose=lose)
+        self._fleet.restart_redis(wait_s=self._chance.uniform(0.0, 0.5))
         self.kills["redis"] += 1
         return True
 

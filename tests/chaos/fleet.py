@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import subprocess
 import time
@@ -12,11 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from chaos.asker import GATEWAY_TIMEOUT_S
 from chaos.launch import Order
+from chaos.power import MOST_LOST_S, Growth, PowerCut, power_cut
 from chaos.proxy import Proxy
 from chaos.roles import Nursery, Slot
 
+from vecfleet.common.api_keys import add_key, new_key
 from vecfleet.common.errors import VecfleetError
+from vecfleet.common.keys import DEFAULT_TENANT
 from vecfleet.fleet.redis_server import (
     RedisAddress,
     RedisBinary,
@@ -29,6 +34,7 @@ from vecfleet.producer.sync_producer import Producer
 Persistence = Literal["always", "everysec", "none"]
 MODEL = "chaos"
 ASSIGNED, GIVEN = "news", "ledger"  # collections, by who says the versions
+_PAUSES = {"poison": 10, "keeper": 10, "asker": 2}  # so many times as long as the others'
 _DISK_BYTES = 192 << 20
 _FULL_S = 30.0
 _POLL_S = 0.02
@@ -54,6 +60,29 @@ class Plan:
     mutants: tuple[tuple[str, str], ...] = ()  # (role, name)
     small_disk: bool = False
     given_share: bool = True  # half of the clients write where versions are given
+    poisoners: int = 0  # clients that send what the engine cannot do
+    keepers: int = 0  # clients that create and delete collections
+    askers: int = 0  # clients that wait for vectors and hits
+    cancels: bool = False  # whether HTTP clients cancel some of what they send
+    tenants: tuple[str, ...] = ()  # besides the default one; the gateway asks for keys then
+    skew_h: float = 0.0  # so far, at most, wall clocks are wrong in some processes
+    max_merge_bytes: int = 0  # blocks wait while more waits to be merged; 0: as in production
+    max_step_s: float = 0.0  # a worker whose engine does nothing for longer ends; 0: likewise
+
+
+def with_everything(plan: Plan) -> Plan:
+    """``plan`` with all that a fleet meets besides plain writes."""
+    return replace(
+        plan,
+        poisoners=1,
+        keepers=1,
+        askers=1,
+        cancels=True,
+        tenants=("red", "blue"),
+        skew_h=30.0,
+        max_merge_bytes=16_000,
+        max_step_s=5.0,
+    )
 
 
 class Fleet:
@@ -67,6 +96,7 @@ class Fleet:
         self._binary = binary or find_redis_server()
         self._closers = contextlib.ExitStack()
         self.disk_kind = ""
+        self.cuts: list[PowerCut] = []  # restarts of a Redis that may lose what it had
 
     def __enter__(self) -> Fleet:
         try:
@@ -89,10 +119,13 @@ class Fleet:
             self._closers.callback(self._mount())
         self.server = self._redis()
         self._closers.callback(self.server.kill)
+        self._growth = Growth(self.server)
+        if self.plan.persistence == "everysec":
+            self._closers.callback(self._growth.start().stop)
         self.proxy = Proxy(self.server.address.port, self.plan.seed)
         self._closers.callback(self.proxy.close)
         self.url = f"redis://127.0.0.1:{self.proxy.port}/0"
-        self.nursery = Nursery(self.plan.lease_s, self.folder / "nursery.log")
+        self.nursery = Nursery(self.plan.lease_s, self.folder / "nursery.log", self._settings())
         self._closers.callback(self.nursery.close)
         self.redis = self.server.client()
         self._closers.callback(self.redis.close)
@@ -130,8 +163,9 @@ class Fleet:
         self._add("search", "search", "aggregator", *common, *data, "--only", "search")
         self.ports = [free_port() for _ in range(plan.gateways)]
         for n, port in enumerate(self.ports):
-            listen = ("--host", "127.0.0.1", "--port", str(port), "--no-keys")
-            self._add(f"gateway{n}", "gateway", "gateway", *common, *listen)
+            listen = ("--host", "127.0.0.1", "--port", str(port))
+            keys = () if plan.tenants else ("--no-keys",)
+            self._add(f"gateway{n}", "gateway", "gateway", *common, *listen, *keys)
 
     def _add(self, name: str, role: str, *arguments: str) -> None:
         self.slots[name] = self._slot(name, role, *arguments)
@@ -144,44 +178,104 @@ class Fleet:
             step_s=self.plan.step_s if role == "worker" else 0.0,
             mutant=dict(self.plan.mutants).get(role, ""),
             disk_full=str(self.folder / "disk-full") if role == "aggregator" else "",
+            skew_s=self._skew_s(name) if role not in ("producer", "http") else 0.0,
         )
         return Slot(name, role, order, self.nursery)
 
+    def _settings(self) -> dict[str, str]:
+        """What the roles find in their environment."""
+        plan = self.plan
+        settings = {"VECFLEET_TIMEOUT_S": str(GATEWAY_TIMEOUT_S)} if plan.askers else {}
+        if plan.max_merge_bytes:
+            settings["VECFLEET_MAX_MERGE_BYTES"] = str(plan.max_merge_bytes)
+        if plan.max_step_s:
+            settings["VECFLEET_MAX_STEP_S"] = str(plan.max_step_s)
+        self._keys = dict.fromkeys(self.tenants, "")
+        if plan.tenants:
+            path = self.folder / "keys.json"
+            for tenant in self._keys:
+                self._keys[tenant], entry = new_key(tenant)
+                add_key(path, entry)
+            settings["VECFLEET_KEYS_FILE"] = str(path)
+        return settings
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """All that have collections."""
+        return (DEFAULT_TENANT, *self.plan.tenants)
+
+    def _skew_s(self, name: str) -> float:
+        """How wrong the clock of a process is: the first of a kind is right."""
+        chance = random.Random(f"skew/{self.plan.seed}/{name}")
+        hours = chance.uniform(-self.plan.skew_h, self.plan.skew_h)
+        return 0.0 if name.endswith("0") and name != "gateway0" else 3600 * hours
+
     def _clients(self) -> Iterator[Slot]:
         plan = self.plan
-        kinds = [("producer", n) for n in range(plan.producers)]
-        kinds += [("http", n) for n in range(plan.http_clients)]
-        for kind, n in kinds:
-            versions = "given" if plan.given_share and n % 2 else "assigned"
-            name = f"{kind}{n}"
-            url = self.url
-            if kind == "http":
-                url = f"http://127.0.0.1:{self.ports[n % len(self.ports)]}"
-            arguments = {
-                "url": url,
-                "name": name,
-                "collection": GIVEN if versions == "given" else ASSIGNED,
-                "versions": versions,
-                "ledger": self.folder / f"{name}.ledger",
-                "seed": plan.seed,
-                "operations": plan.operations,
-                "pause": plan.pause_s,
-                "until": plan.until,
-                "deletes": "yes" if plan.deletes and kind == "producer" else "no",
-            }
-            words = [w for k, v in arguments.items() for w in (f"--{k}", str(v))]
-            role = "producer" if kind == "producer" else "http"
-            yield self._slot(name, role, "client", kind, *words)
+        for kind, count in (
+            ("producer", plan.producers),
+            ("http", plan.http_clients),
+            ("poison", plan.poisoners),
+            ("keeper", plan.keepers),
+            ("asker", plan.askers),
+        ):
+            for n in range(count):
+                is_given = plan.given_share and n % 2 == 1
+                yield self._client(kind, n, GIVEN if is_given else ASSIGNED, is_given=is_given)
+        for n, tenant in enumerate(plan.tenants):
+            # By turns through Redis and through the gateway.
+            kind, count = (("http", plan.http_clients), ("producer", plan.producers))[n % 2]
+            yield self._client(kind, count + n, f"{tenant}-news", tenant)
+
+    def _client(
+        self,
+        kind: str,
+        n: int,
+        collection: str,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        is_given: bool = False,
+    ) -> Slot:
+        plan, name = self.plan, f"{kind}{n}"
+        url = f"http://127.0.0.1:{self.ports[n % len(self.ports)]}"
+        arguments = {
+            "url": self.url if kind == "producer" else url,
+            "name": name,
+            "collection": collection,
+            "tenant": tenant,
+            "key": self._keys[tenant],
+            "versions": "given" if is_given else "assigned",
+            "ledger": self.folder / f"{name}.ledger",
+            "seed": plan.seed,
+            "operations": plan.operations,
+            "pause": plan.pause_s * _PAUSES.get(kind, 1),
+            "until": plan.until,
+            # A producer whose deletion is lost with Redis's data notices it after 30 s only.
+            "deletes": "yes" if plan.deletes or kind == "http" else "no",
+            "cancels": "yes" if plan.cancels else "no",
+        }
+        words = [f"--{k}={v}" for k, v in arguments.items()]
+        role = "producer" if kind == "producer" else "http"
+        return self._slot(name, role, "client", kind, *words)
 
     def _make_collections(self) -> None:
-        with Producer(self.server.url, timeout_s=10.0) as producer:
-            for name, versions in ((ASSIGNED, "assigned"), (GIVEN, "given")):
+        for tenant in self.tenants:
+            with Producer(self.server.url, tenant=tenant, timeout_s=10.0) as producer:
+                wanted = {ASSIGNED: "assigned", GIVEN: "given"}
+                if tenant != DEFAULT_TENANT:
+                    wanted = {f"{tenant}-news": "assigned"}
+                for name, versions in wanted.items():
+                    self._until(
+                        lambda name=name, versions=versions, producer=producer: (
+                            producer.create_collection(name, model=MODEL, versions=versions)
+                        )
+                    )
+                first = next(iter(wanted))
                 self._until(
-                    lambda name=name, versions=versions: producer.create_collection(
-                        name, model=MODEL, versions=versions
+                    lambda first=first, producer=producer: (
+                        producer.search(first, vector=[1.0] * 32) == []
                     )
                 )
-            self._until(lambda: producer.search(ASSIGNED, vector=[1.0] * 32) == [])
 
     def _until(self, call: Callable[[], object]) -> None:
         end = time.monotonic() + _FULL_S
@@ -219,15 +313,38 @@ class Fleet:
         """The files of what was acknowledged."""
         return sorted(self.folder.glob("*.ledger"))
 
+    def may_be_lost(self, at_s: float) -> bool:
+        """Whether Redis may have lost its account of what was acknowledged then."""
+        all_of_it = self.plan.persistence == "none"
+        return any(
+            at_s <= cut.at_s and (all_of_it or at_s > cut.at_s - MOST_LOST_S) for cut in self.cuts
+        )
+
     # Faults of what is not a process of the product
 
-    def restart_redis(self, *, wait_s: float = 0.0, lose: Callable[[], None] | None = None) -> None:
-        """kill -9, and start again; ``lose`` may damage its files in between."""
+    def restart_redis(self, *, wait_s: float = 0.0, cut: bool | None = None) -> PowerCut | None:
+        """kill -9, and start again; what was lost, where Redis may lose something.
+
+        ``cut``: the end of its file goes as well, as in a power cut; by default with ``everysec``.
+        """
+        if cut is None:
+            cut = self.plan.persistence == "everysec"
         self.server.kill()
-        if lose is not None:
-            lose()
+        killed_s = time.monotonic()
+        if cut:
+            self._growth.cut_off_the_last_second(killed_s)
         time.sleep(wait_s)
-        self.server.start()
+        if self.plan.persistence == "always":
+            self.server.start()
+            return None
+        # Nobody mends anything before we have looked.
+        with self.proxy.shut():
+            self.server.start()
+            if cut:  # what a start leaves in the file must not come back at the next
+                self.server.kill()
+                self.server.start()
+            self.cuts.append(power_cut(self.redis, self.ledgers(), killed_s))
+        return self.cuts[-1]
 
     def fill_redis(self) -> None:
         """From now on it refuses whatever needs memory."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import gc
 import importlib
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,10 @@ from typing import Any, NoReturn
 from chaos import crash_points, mutants, settlements
 
 _PRELOADED = (
+    "chaos.asker",
     "chaos.client",
+    "chaos.keeper_client",
+    "chaos.poison_client",
     "httpx",
     "vecfleet.fleet.cli",
     "vecfleet.fleet.role_commands",
@@ -52,6 +57,7 @@ class Order:
     mutant: str = ""
     notes: bool = False  # whether Redis notes what becomes of its claims
     step_s: float = 0.0  # how long the fake engine takes for a step
+    skew_s: float = 0.0  # how far its wall clock is ahead
     disk_full: str = ""  # while this file is there, segments meet a full disk
 
     @classmethod
@@ -109,6 +115,22 @@ def _fill_disk(flag: str) -> None:
     segment.publish = refusing
 
 
+def _skew_clock(skew_s: float) -> None:
+    """Let the wall clock be wrong, wherever the product reads it."""
+    right = time.time
+    time.time = lambda: right() + skew_s
+    time.time_ns = lambda: int((right() + skew_s) * 1e9)
+
+    class Wrong(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(time.time(), tz)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vecfleet.") and getattr(module, "datetime", None) is datetime.datetime:
+            module.datetime = Wrong
+
+
 def run(order: Order) -> int:
     """Plant what the order says and run its command line; returns the exit code."""
     if order.step_s:
@@ -117,6 +139,8 @@ def run(order: Order) -> int:
         mutants.MUTANTS[order.mutant]()
     if order.disk_full:
         _fill_disk(order.disk_full)
+    if order.skew_s:
+        _skew_clock(order.skew_s)
     if order.crash_at:
         crash_points.install(order.crash_at, order.nth, order.signal_there)
     if order.notes:

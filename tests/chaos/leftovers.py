@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import redis
-from chaos.client_ledger import read
+from chaos.client_ledger import Call, read_calls
 from chaos.fleet import Fleet
 from chaos.verdict import Buried, Verdict
 
@@ -31,18 +32,13 @@ _GONE_AT_THE_END = (
 )
 
 
-def wait_until_quiet(
-    fleet: Fleet, deadline_s: float, *, redis_lost_data: bool = False
-) -> list[str]:
-    """Wait until nothing is on its way; what still is at the deadline.
-
-    A Redis that lost data may have gone back to when a submission that is done was open.
-    """
+def wait_until_quiet(fleet: Fleet, deadline_s: float) -> list[str]:
+    """Wait until nothing is on its way; what still is at the deadline."""
     end = time.monotonic() + deadline_s
-    submissions: Mapping[str, int] = {}
+    submissions: Mapping[str, Call] = {}
     while True:
         try:
-            if not (submissions or redis_lost_data):
+            if not submissions:
                 submissions = acknowledged_submissions(fleet)
             left = unfinished(fleet.redis, submissions)
         except redis.RedisError as error:
@@ -68,7 +64,8 @@ def unfinished(client: redis.Redis, submissions: Iterable[str] = ()) -> list[str
             left.append(name)
         elif name.startswith("vf:outstanding:"):
             members: Any = client.zrange(name, 0, -1)
-            left += [f"{name} {m.decode()}" for m in members if m.decode() not in dead]
+            jobs = [member.decode() for member in members]
+            left += [f"{name} {job}" for job in jobs if _is_left(client, job, dead)]
     for submission in submissions:
         told: Any = client.hgetall(keys.submission(submission))
         if told.get(b"state") != b"done":
@@ -77,41 +74,54 @@ def unfinished(client: redis.Redis, submissions: Iterable[str] = ()) -> list[str
     return left
 
 
-def acknowledged_submissions(fleet: Fleet) -> dict[str, int]:
-    """The submissions that were acknowledged under a name, and how many documents each has.
+def _is_left(client: redis.Redis, job: str, dead: Container[str]) -> bool:
+    """Whether the version of a job that has gone should be gone as well.
 
-    Deletions have no name.
+    The writer clears those of cancelled submissions away when it comes to them.
     """
-    records: Any = fleet.redis.hgetall(keys.collections())
-    collections = {n.decode(): Collection.from_wire(loads(raw)) for n, raw in records.items()}
+    submission = keys.submission(job.partition("-")[0])
+    return job not in dead and client.hget(submission, "state") != b"cancelled"
+
+
+def acknowledged_submissions(fleet: Fleet) -> dict[str, Call]:
+    """The submissions that were acknowledged under a name; deletions have none.
+
+    Those are left out that Redis may have lost its account of.
+    """
+    collections: dict[str, Collection] = {}
+    for tenant in fleet.tenants:
+        records: Any = fleet.redis.hgetall(keys.collections(tenant))
+        collections |= {n.decode(): Collection.from_wire(loads(raw)) for n, raw in records.items()}
     return {
-        id_of_name(collections[collection], f"{path.stem}-{revision - 1}"): count
+        id_of_name(collections[call.collection], f"{path.stem}-{call.number}"): call
         for path in fleet.ledgers()
-        for (collection, revision), count in Counter(
-            (entry.collection, entry.revision) for entry in read(path) if not entry.is_delete
-        ).items()
+        for call in read_calls(path)
+        if not call.is_delete
+        and call.collection in collections
+        and not fleet.may_be_lost(call.at_s)
     }
 
 
 def check_counts(
     client: redis.Redis,
-    submissions: Mapping[str, int],
+    submissions: Mapping[str, Call],
     buried: Iterable[Buried],
     verdict: Verdict,
 ) -> None:
-    """Each submission counts every document of it once, and as failed what was buried."""
+    """Each submission counts every document of it once, as failed what was buried or dropped."""
     dead = Counter(one.submission for one in buried)
-    for submission, documents in submissions.items():
+    for submission, call in submissions.items():
+        documents, failed = call.documents, dead[submission] + call.dropped
         told: Any = client.hgetall(keys.submission(submission))
         good, bad = (
             int(told.get(name, 0)) for name in (b"committed_documents", b"failed_documents")
         )
-        if (good, bad) == (documents - dead[submission], dead[submission]):
+        if (good, bad) == (documents - failed, failed):
             continue
         wrong = verdict.doubled if good + bad > documents else verdict.lost
         wrong.append(
-            f"submission {submission} of {documents} documents, {dead[submission]} of them in the "
-            f"dead letter, counts {good} as committed and {bad} as failed"
+            f"submission {submission} of {documents} documents, {failed} of them in the dead "
+            f"letter or dropped, counts {good} as committed and {bad} as failed"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from chaos import settlements
 from chaos.client_ledger import read
+from chaos.complaints import complaints
 from chaos.fleet import ASSIGNED, GIVEN, Fleet
 from chaos.leftovers import acknowledged_submissions, check_counts, dead_jobs, wait_until_quiet
 from chaos.verdict import Buried, Held, Verdict, judge
@@ -109,7 +110,7 @@ def searched(fleet: Fleet, held: dict[str, Held]) -> list[str]:
 def examine(fleet: Fleet, *, quiet_s: float, redis_lost_data: bool = False) -> Verdict:
     """The verdict over a fleet whose clients have ended; ends its writers."""
     verdict = Verdict()
-    verdict.stuck += wait_until_quiet(fleet, quiet_s, redis_lost_data=redis_lost_data)
+    verdict.stuck += wait_until_quiet(fleet, quiet_s)
     entries = [entry for path in fleet.ledgers() for entry in read(path)]
     buried = dead_letter(fleet.redis)
     notes = list(settlements.read(fleet.redis))
@@ -122,6 +123,7 @@ def examine(fleet: Fleet, *, quiet_s: float, redis_lost_data: bool = False) -> V
         slot.end()
     try:
         held = read_index(fleet.data)
+        verdict.lost += complaints(fleet, held)
         judge(entries, held, buried, verdict, settlements.worker_deaths(notes))
     except (VecfleetError, AssertionError) as error:
         verdict.lost.append(f"the index cannot be read: {error!r}")

@@ -12,11 +12,12 @@ from chaos.ends import SIGKILLED, strange_ends
 from chaos.fleet import Fleet, Plan
 from chaos.oracle import examine
 from chaos.outcome import Outcome
+from chaos.roles import Slot
 from chaos.run import QUIET_S, end_clients
 
 _FIRES_WITHIN_S = 30.0
 _TICK_S = 0.02
-SWEEP = Plan(workers=2, aggregators=1, producers=1, http_clients=1, given_share=False)
+SWEEP = Plan(workers=2, aggregators=1, producers=1, http_clients=1, given_share=False, keepers=1)
 
 
 def sweep(folder: Path, plan: Plan, *, times: int = 1) -> Outcome:
@@ -49,6 +50,8 @@ def _die_at(fleet: Fleet, point: str, chance: random.Random, outcome: Outcome) -
     end = time.monotonic() + _FIRES_WITHIN_S
     while victim.life == life + 1:
         fleet.tend()
+        if POINTS[point].needs_deaths:
+            _let_die_with_claims([slot for slot in fleet.of("worker") if slot is not victim])
         if time.monotonic() > end:
             outcome.failures.append(f"nobody came to the crash point {point}")
             victim.kill()
@@ -60,3 +63,11 @@ def _die_at(fleet: Fleet, point: str, chance: random.Random, outcome: Outcome) -
         outcome.fired[point] += 1
     else:
         outcome.failures.append(f"{victim.name} ended with {victim.codes[-1]}, not at {point}")
+
+
+def _let_die_with_claims(slots: list[Slot]) -> None:
+    for slot in slots:
+        if not slot.crash_at:
+            slot.kill()
+            slot.wait(10.0)
+            slot.start(crash_at="worker.after_claim")

@@ -1,18 +1,95 @@
-"""A power cut, played: SIGKILL leaves what was written, so the file's end is cut off as well.
+"""A power cut, played: SIGKILL leaves what was written, so the last second is cut off as well.
 
-Where the cut goes through a transaction, Redis 7.0 loads the file without it, but leaves its first
-commands in the file, and at the next start but one carries these out. ``redis-check-aof --fix``
-takes them away before the start; so does this.
+With ``everysec`` Redis writes at once and flushes each second. What a power cut takes away is what
+was written and not flushed: nobody sees that from outside, so the file's size is noted over time,
+and all goes that was written in the last second before the death.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import redis
+from chaos.client_ledger import Note, read_notes
+
+from vecfleet.common import keys
 from vecfleet.fleet.redis_server import RedisServer
 
-LOST_BYTES = 20_000
-"""About what a second of a test's traffic comes to; a record that is cut in two is part of it."""
+LOST_S = 1.0
+MOST_LOST_S = 2.0
+"""Redis flushes once a second, and waits up to a second more for a flush that is still under way.
+So "the last second" may be two: nobody promises less. The cut itself takes one."""
+_LOOK_S = 0.02
+_KEPT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A submission that was acknowledged with a 202, and that Redis then did not know."""
+
+    client: str
+    number: int  # of the client's operation
+    submission: str
+    age_s: float  # of its 202 when Redis died
+    was_done: bool  # the client was told that all of it is in the index: that stays
+
+
+@dataclass(frozen=True, slots=True)
+class PowerCut:
+    """A restart of a Redis that may lose what it had."""
+
+    at_s: float  # when Redis died
+    lost: tuple[Lost, ...]
+
+
+class Growth:
+    """Notes how large the append-only file is, in a thread of its own."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._sizes: deque[tuple[float, Path, int]] = deque()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="growth", daemon=True)
+
+    def start(self) -> Growth:
+        """Begin to look."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_LOOK_S):
+            with contextlib.suppress(OSError, ValueError):
+                path = append_only_file(self._server)
+                now = time.monotonic()
+                self._sizes.append((now, path, path.stat().st_size))
+                while self._sizes[0][0] < now - _KEPT_S:
+                    self._sizes.popleft()
+
+    def cut_off_the_last_second(self, died_s: float) -> int:
+        """Take away what was written in the second before Redis died; how many bytes that was.
+
+        The cut goes through whatever stands there: a command, or a transaction.
+        """
+        path = append_only_file(self._server)
+        before = [size for at, p, size in list(self._sizes) if p == path and at <= died_s - LOST_S]
+        size = path.stat().st_size
+        # One byte less: it ends within a command, as a page of a disk does.
+        kept = max(0, before[-1] - 1) if before else 0
+        with path.open("r+b") as file:
+            file.truncate(kept)
+        return size - kept
 
 
 def append_only_file(server: RedisServer) -> Path:
@@ -25,45 +102,48 @@ def append_only_file(server: RedisServer) -> Path:
     return increments[-1] if increments else single
 
 
-def cut_off_the_last_second(server: RedisServer, lost_bytes: int = LOST_BYTES) -> None:
-    """Between the death of Redis and its start: what it wrote last never reached the disk."""
-    path = append_only_file(server)
-    raw = path.read_bytes()
-    with path.open("r+b") as file:
-        file.truncate(whole_bytes(raw[: max(0, len(raw) - lost_bytes)]))
+def power_cut(client: redis.Redis, ledgers: Sequence[Path], died_s: float) -> PowerCut:
+    """What of all that was accepted Redis does not know any more; before anybody mends it."""
+    lost = []
+    for path in ledgers:
+        done: set[str] = set()
+        accepted: dict[str, Note] = {}
+        for note in read_notes(path, "accepted", "lost", "done"):
+            submission = note.fields["submission"]
+            if note.what == "accepted":
+                accepted[submission] = note
+            elif note.what == "done":
+                done.add(submission)
+            else:  # a deletion is sent again as another submission
+                accepted.pop(submission, None)
+        for submission, note in accepted.items():
+            state: Any = client.hget(keys.submission(submission), "state")
+            if note.at_s < died_s and state in (None, b"open"):  # accepted means closed
+                age_s = died_s - note.at_s
+                was_done = submission in done
+                lost.append(Lost(path.stem, note.number, submission, age_s, was_done))
+    return PowerCut(died_s, tuple(lost))
 
 
-def whole_bytes(raw: bytes) -> int:
-    """How many bytes of an append-only file are whole commands and whole transactions."""
-    at = whole = 0
-    in_transaction = False
-    while (end := _command_end(raw, at)) > 0:
-        # MULTI and EXEC stand alone in their commands.
-        name = raw[at:end].split(b"\r\n", 3)[2].upper() if raw[at : at + 1] == b"*" else b""
-        if name == b"MULTI":
-            in_transaction = True
-        elif name == b"EXEC":
-            in_transaction = False
-        at = end
-        if not in_transaction:
-            whole = at
-    return whole
+def complaints(cuts: Sequence[PowerCut], ledgers: Sequence[Path], *, everysec: bool) -> list[str]:
+    """What was lost that had been acknowledged for too long, and what nobody noticed."""
+    told: dict[str, float] = {}
+    for path in ledgers:
+        # A client that died sends it again anyway; and "done" may have been on its way.
+        for note in read_notes(path, "lost", "accepted", "done"):
+            told[note.fields["submission"]] = note.at_s
+    wrong = []
+    for cut in cuts:
+        for lost in cut.lost:
+            name = f"{lost.client}-{lost.number}, accepted {lost.age_s:.2f} s before Redis died,"
+            if everysec and not lost.was_done and lost.age_s > MOST_LOST_S:
+                wrong.append(f"{name} was lost")
+            if not lost.was_done and told.get(lost.submission, 0.0) < cut.at_s:
+                wrong.append(f"{name} was lost, and nobody noticed")
+    return wrong
 
 
-def _command_end(raw: bytes, at: int) -> int:
-    """Where the command that begins at ``at`` ends; 0 where it is not whole."""
-    line = raw.find(b"\n", at)
-    if line < 0:
-        return 0
-    if raw[at : at + 1] != b"*":  # a note such as #TS:
-        return line + 1
-    words = int(raw[at + 1 : line])
-    at = line + 1
-    for _ in range(words):
-        line = raw.find(b"\n", at)
-        if line < 0:
-            return 0
-        at = line + 1 + int(raw[at + 1 : line]) + 2
-        if at > len(raw):
-            return 0
-    return at
+def noticed(cuts: Sequence[PowerCut], ledgers: Sequence[Path]) -> int:
+    """How many losses clients were told of after the first cut."""
+    first = min((cut.at_s for cut in cuts), default=0.0)
+    return sum(note.at_s > first for path in ledgers for note in read_notes(path, "lost"))

@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _PIECE_BYTES = 1 << 16
@@ -46,6 +46,16 @@ class Proxy:
     def cut(self) -> None:
         """Cut all connections at once."""
         self._do(lambda: [_reset(*pair) for pair in list(self._pairs)])
+
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nobody comes through meanwhile; whatever else it did is over afterwards."""
+        self.disturb(refuse=True)
+        self.cut()
+        try:
+            yield
+        finally:
+            self.heal()
 
     def heal(self) -> None:
         """No faults any more."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,20 @@ _POLL_S = 0.02
 class Nursery:
     """The warm process that roles are forked from; they end with it, and it with us."""
 
-    def __init__(self, lease_s: float, log: Path) -> None:
-        """``lease_s`` 0: the leases of production."""
+    def __init__(
+        self, lease_s: float, log: Path, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """``lease_s`` 0: the leases of production; ``settings`` go into the environment."""
         arguments = [sys.executable, "-m", "chaos.launch", "--serve"]
         if lease_s:
             arguments += ["--lease", str(lease_s)]
         path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
+        environment = {
+            **os.environ,
+            **_ENVIRONMENT,
+            **(settings or {}),
+            "PYTHONPATH": os.pathsep.join(path),
+        }
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 arguments,
@@ -157,12 +165,16 @@ class Slot:
         self.is_stopped = False
         self.nursery.signal(self.pid, signal.SIGCONT)
 
+    def terminate(self) -> None:
+        """SIGTERM: it is to end in order."""
+        self.nursery.signal(self.pid, signal.SIGTERM)
+
     def end(self) -> int:
         """SIGTERM, and wait; its exit code."""
         self.is_wanted = False
         if self.running():
             self.resume()
-            self.nursery.signal(self.pid, signal.SIGTERM)
+            self.terminate()
         return self.wait(END_S)
 
     def wait(self, deadline_s: float) -> int:

@@ -45,7 +45,7 @@ def storm(
         outcome.failures += ended
         loses = plan.persistence != "always"
         outcome.take(examine(fleet, quiet_s=QUIET_S, redis_lost_data=loses))
-        outcome.failures += strange_ends(fleet)
+        outcome.failures += strange_ends(fleet) + faults.late
         outcome.kills, outcome.faults, outcome.fired = faults.kills, faults.faults, faults.fired
     outcome.seconds, outcome.disk_kind = time.monotonic() - began, fleet.disk_kind
     (folder / "plan.txt").write_text("\n".join(faults.plan))

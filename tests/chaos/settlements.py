@@ -74,7 +74,8 @@ def read(client: redis.Redis) -> Iterator[Note]:
 def settled_twice(notes: list[Note]) -> list[str]:
     """Jobs that were settled more than once at one stage, whichever way; a release settles nothing.
 
-    Jobs that nobody retries by name (searches, the catalogue) are left out.
+    Jobs that nobody retries by name (searches, the catalogue) are left out, and entries of the dead
+    letter, which people may try again.
     """
     counts = Counter(
         (note.job, note.queue)
@@ -82,6 +83,7 @@ def settled_twice(notes: list[Note]) -> list[str]:
         if note.outcome not in ("release", TAKEN_OVER)
         and len(note.job) > 32
         and ".search." not in note.queue
+        and "-refused-" not in note.job
     )
     return [
         f"{job} was settled {n} times in {queue}" for (job, queue), n in counts.items() if n > 1

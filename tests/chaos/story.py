@@ -10,13 +10,15 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from vecfleet.worker.fake_engine import ABORT, HANG, NAN, POISON
+from vecfleet.worker.fake_engine import ABORT, HANG, NAN, NO_MEMORY, POISON
 
 POOL = 300  # ids of a client: small enough that most operations replace something
 MOST_DOCUMENTS = 40
 _DELETES = 0.08
 DEADLY = (POISON, ABORT, HANG, NAN)
 """What a text holds that the fake engine cannot do, or dies of. Nothing else may be buried."""
+MARKS = {"raise": POISON, "abort": ABORT, "hang": HANG, "nan": NAN, "memory": NO_MEMORY}
+"""What stands in all texts of an id that ends with "!" and such a word."""
 _WORDS = ("red", "green", "blue", "river", "stone", "cloud", "lamp", "tree", "wind", "salt", "iron")
 
 
@@ -58,6 +60,12 @@ def operation(seed: int, client: str, number: int, *, may_delete: bool) -> Opera
 
 def text_of(id: str, revision: int) -> str:
     """The text of a document's revision."""
+    mark = MARKS.get(id.rpartition("!")[2], "")
+    return f"{cured_text_of(id, revision)} {mark}".rstrip()
+
+
+def cured_text_of(id: str, revision: int) -> str:
+    """The same without what the engine cannot do."""
     chance = random.Random(f"{id}/{revision}")
     return f"{id} as of {revision}: " + " ".join(chance.choices(_WORDS, k=chance.randint(3, 30)))
 
@@ -66,7 +74,9 @@ def revision_of(id: str, text: str) -> int:
     """Which revision of ``id`` has this text; 0 for a text that nobody wrote."""
     head = f"{id} as of "
     number = text[len(head) :].partition(":")[0] if text.startswith(head) else ""
-    if not number.isdigit() or text_of(id, int(number)) != text:
+    if not number.isdigit():
+        return 0
+    if text not in (text_of(id, int(number)), cured_text_of(id, int(number))):
         return 0
     return int(number)
 

@@ -12,12 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chaos import settlements
+from chaos.asker import answers
+from chaos.client_ledger import read_calls, read_notes
 from chaos.crash_points import POINTS
 from chaos.faults import NETWORK
-from chaos.fleet import Fleet
+from chaos.fleet import Fleet, with_everything
+from chaos.leftovers import acknowledged_submissions, check_counts, unfinished
 from chaos.parts import Part, part
-from chaos.power import cut_off_the_last_second
+from chaos.power import PowerCut, noticed
 from chaos.scenes import QUICK, finish, stop_at, wait, wait_for_progress, wait_for_settlement_by
+from chaos.verdict import Verdict
+
+from vecfleet.common import keys
 
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
 CALLS = 10
@@ -41,7 +48,7 @@ def test_a_death_at_each_crash_point_loses_and_doubles_nothing(tmp_path):
 
 
 def test_a_storm_of_faults_loses_and_doubles_nothing(tmp_path):
-    plan = replace(QUICK, seed=SEED, aggregators=2, small_disk=True)
+    plan = with_everything(replace(QUICK, seed=SEED, aggregators=2, small_disk=True))
     outcome = kept(tmp_path, Part("storm", plan, duration_s=8.0, gap_s=0.2))
     assert sum(outcome.kills.values()) >= 10
     assert outcome.acknowledged > 100
@@ -83,27 +90,77 @@ def test_a_killed_redis_that_keeps_its_file_loses_nothing(tmp_path):
         wait_for_progress(fleet, CALLS)
         verdict, strange = finish(fleet)
         assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+        sees_what_is_planted_now(fleet)
 
 
-def test_a_redis_that_keeps_nothing_leaves_nobody_waiting(tmp_path):
-    """Clients hear that their jobs are lost, or notice it, and send them again."""
-    plan = replace(QUICK, seed=SEED, persistence="none", until="done", deletes=False)
+def sees_what_is_planted_now(fleet: Fleet) -> None:
+    """The oracle, of a fleet that is well: a forgotten submission, a count, a settlement."""
+    submissions = acknowledged_submissions(fleet)
+    notes = list(settlements.read(fleet.redis))
+    for outcome in ("hand_on", "commit"):
+        noted = {note.job.partition("-")[0] for note in notes if note.outcome == outcome}
+        assert submissions and set(submissions) <= noted
+    forgotten, counted = list(submissions)[:2]
+    fleet.redis.delete(keys.submission(forgotten))
+    fleet.redis.hincrby(keys.submission(counted), "committed_documents", 1)
+    assert len(unfinished(fleet.redis, submissions)) == 1
+    verdict = Verdict()
+    check_counts(fleet.redis, submissions, [], verdict)
+    assert len(verdict.lost) == len(verdict.doubled) == 1
+    commit = next(note for note in notes if note.outcome == "commit")
+    assert settlements.settled_twice([*notes, commit])
+
+
+def lose_what_was_accepted(fleet: Fleet) -> PowerCut:
+    """Kill Redis when something is accepted and not done."""
+
+    def waits() -> bool:
+        accepted, done = (
+            {
+                note.fields["submission"]
+                for path in fleet.ledgers()
+                for note in read_notes(path, what)
+            }
+            for what in ("accepted", "done")
+        )
+        return bool(accepted - done)
+
+    for slot in fleet.of("worker", "aggregator"):
+        slot.pause()
+    wait(fleet, waits, "something is accepted")
+    cut = fleet.restart_redis()
+    for slot in fleet.of("worker", "aggregator"):
+        slot.resume()
+    assert cut is not None and any(not lost.was_done for lost in cut.lost), cut
+    return cut
+
+
+@pytest.mark.parametrize("persistence", ["everysec", "none"])
+def test_what_redis_lost_is_told_and_sent_again(tmp_path, persistence):
+    """With ``everysec`` a kill is a power cut: nothing older than its last seconds is lost."""
+    plan = replace(QUICK, seed=SEED, persistence=persistence, until="done", deletes=False)
     with Fleet(tmp_path, plan) as fleet:
-        wait_for_progress(fleet, CALLS)
-        fleet.restart_redis()
+        for _ in range(2):
+            wait_for_progress(fleet, CALLS)
+            lose_what_was_accepted(fleet)
         wait_for_progress(fleet, CALLS)
         verdict, strange = finish(fleet, redis_lost_data=True)
         assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+        assert noticed(fleet.cuts, fleet.ledgers()) >= 2
 
 
-def test_a_power_cut_loses_at_most_the_last_second_and_is_noticed(tmp_path):
-    plan = replace(QUICK, seed=SEED, persistence="everysec", until="done", deletes=False)
+def test_texts_that_kill_and_hang_cost_their_neighbours_nothing(tmp_path):
+    plan = replace(QUICK, seed=SEED, poisoners=1, askers=1, max_step_s=1.5)
     with Fleet(tmp_path, plan) as fleet:
-        wait_for_progress(fleet, CALLS)
-        fleet.restart_redis(lose=lambda: cut_off_the_last_second(fleet.server))
-        wait_for_progress(fleet, CALLS)
-        verdict, strange = finish(fleet, redis_lost_data=True)
+        wait(
+            fleet,
+            lambda: len(read_calls(tmp_path / "poison0.ledger")) > 2,
+            "a text that kills and one that hangs are over",
+        )
+        verdict, strange = finish(fleet)
         assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+        assert verdict.dead >= 2 and not verdict.worn
+        assert answers(tmp_path)["answered"]
 
 
 def test_jobs_of_a_killed_worker_are_settled_by_another(tmp_path):

@@ -11,7 +11,6 @@ from chaos import crash_points
 from chaos.client_ledger import ClientLedger, Entry, read
 from chaos.fleet import ASSIGNED, GIVEN
 from chaos.mutants import MUTANTS
-from chaos.power import whole_bytes
 from chaos.scenes import with_mutant_planted, without_mutants
 from chaos.story import digest, operation, revision_of, text_of
 from chaos.verdict import Buried, Held, Verdict, judge
@@ -127,12 +126,3 @@ def test_deletions_that_were_buried_cannot_be_told_apart():
     letter = [Buried("s", "a", None), Buried("t", "a", None)]
     judge([Entry(GIVEN, "a", 2, "")], {}, letter, verdict, {"s": 3, "t": 3})
     assert verdict.is_kept
-
-
-def test_a_power_cut_leaves_whole_transactions_only():
-    command = b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n"
-    whole = command + b"*1\r\n$5\r\nMULTI\r\n" + command + b"*1\r\n$4\r\nEXEC\r\n"
-    assert whole_bytes(whole) == len(whole)
-    assert whole_bytes(whole[:-1]) == len(command)
-    assert whole_bytes(whole + command[:-1]) == len(whole)
-    assert whole_bytes(command[:5]) == 0

@@ -11,16 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 import redis
-from chaos import ends, leftovers, settlements
+from chaos import ends, settlements
 from chaos.__main__ import Run
 from chaos.agenda import Agenda, Wanted, not_shown
+from chaos.client_ledger import Call
 from chaos.faults import Faults
-from chaos.fleet import Fleet, Plan
+from chaos.fleet import Plan
 from chaos.leftovers import check_counts, unfinished
 from chaos.outcome import LEAST_RECOVERIES, Outcome
 from chaos.parts import Part, part
 from chaos.points import _die_at
-from chaos.scenes import QUICK, die_at, finish, wait_for_progress
+from chaos.scenes import QUICK, die_at
 from chaos.verdict import Buried, Verdict
 
 from vecfleet.common import keys
@@ -244,10 +245,9 @@ def test_what_a_submission_counts_must_be_what_there_is(client, good, bad, wrong
     told = {"committed_documents": good, "failed_documents": bad}
     client.hset(keys.submission("5ub"), mapping=told)
     verdict = Verdict()
-    check_counts(client, {"5ub": 10}, [Buried("5ub-0-refused-3", "a", "text")], verdict)
-    assert [name for name in ("lost", "doubled") if getattr(verdict, name)] == [wrong][
-        : bool(wrong)
-    ]
+    call = Call("c", 0, "5ub", 0.0, documents=10, dropped=0, is_delete=False)
+    check_counts(client, {"5ub": call}, [Buried("5ub-0-refused-3", "a", "text")], verdict)
+    assert [name for name in ("lost", "doubled") if getattr(verdict, name)] == wrong.split()
 
 
 # What Redis notes of settlements
@@ -272,26 +272,3 @@ def test_a_script_that_has_changed_is_an_error(monkeypatch):
     settlements.plant()
     with pytest.raises(LookupError, match="change the harness too"):
         ledger.read_lua(None, "ledger", "settle")
-
-
-def test_redis_notes_settlements_whose_reply_is_lost(tmp_path):
-    """A worker dies after Redis has settled and before it hears of it."""
-    with Fleet(tmp_path, replace(QUICK, seed=1)) as fleet:
-        wait_for_progress(fleet, 3)
-        die_at(fleet, fleet.of("worker")[0], "worker.after_settle")
-        wait_for_progress(fleet, 3)
-        verdict, strange = finish(fleet)
-        assert verdict.is_kept and not strange, (str(verdict), strange)
-        notes = list(settlements.read(fleet.redis))
-        submissions = leftovers.acknowledged_submissions(fleet)
-        for outcome in ("hand_on", "commit"):
-            noted = {n.job.partition("-")[0] for n in notes if n.outcome == outcome}
-            assert submissions and set(submissions) <= noted
-        # The judgement sees it when one of them is forgotten, or counted twice.
-        forgotten, counted = list(submissions)[:2]
-        fleet.redis.delete(keys.submission(forgotten))
-        fleet.redis.hincrby(keys.submission(counted), "committed_documents", 1)
-        assert unfinished(fleet.redis, submissions)
-        again = Verdict()
-        check_counts(fleet.redis, submissions, [], again)
-        assert len(again.lost) == len(again.doubled) == 1
