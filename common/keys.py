@@ -38,6 +38,8 @@ vf:parked:{queue}          list    jobs of embed queues that wait until this mer
                                    written and emptied by claim
 vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
 vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
+vf:reply_size:{box}        hash    TTL REPLY_TTL_S: bytes and number of the replies in a box that
+                                   was not empty when the last one came
 vf:sub:{submission}        hash    a submission's progress; SUBMISSION_TTL_S after its last change,
                                    an hour before its first block, a day or less after its end where
                                    it has no name

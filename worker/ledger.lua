@@ -138,11 +138,35 @@ local function clear_suspicion(key)
   redis.call('HSET', key, 'vf_attempts', 0)
 end
 
--- Hand an answer to a client, if it still lives.
-local function answer(box, entry, ttl_s, most)
+-- Whether a box in which {count} answers wait has room for one of {size} bytes. How many bytes wait is
+-- reckoned from what was put in: of those that were read since, each had the mean of all. The oldest
+-- are read first, so there are never more than twice as many.
+local MOST_REPLY_BYTES = 2 ^ 28
+local function has_room(box, count, size, ttl_s)
+  local key = 'vf:reply_size:' .. box
+  local told = redis.pcall('HMGET', key, 'bytes', 'count')
+  if told.err then return false end
+  local bytes, before = tonumber(told[1] or 0) or 0, tonumber(told[2] or 0) or 0
+  if before > count then bytes = math.floor(bytes * count / before) end
+  local fits = bytes + size <= MOST_REPLY_BYTES
+  if fits then bytes = bytes + size end
+  redis.call('HSET', key, 'bytes', text(bytes), 'count', count + 1)
+  redis.call('EXPIRE', key, ttl_s)
+  return fits
+end
+
+-- Hand a job's answer to a client, if it still lives. One that does not read what is in its box
+-- already gets an error in place of what the box has no room for.
+local function answer(box, id, entry, ttl_s, most)
   if box == '' or redis.call('EXISTS', 'vf:alive:' .. box) == 0 then return end
   local list = 'vf:reply:' .. box
-  if redis.call('LLEN', list) >= most then return end
+  local count = redis.pcall('LLEN', list)
+  if type(count) ~= 'number' or count >= most then return end  -- its owner made something else of it
+  if count > 0 and not has_room(box, count, #entry, ttl_s) then
+    entry = cmsgpack.pack({id, 'error', {
+      code = 'unavailable', message = 'the client reads its answers too slowly',
+    }})
+  end
   redis.call('RPUSH', list, entry)
   redis.call('EXPIRE', list, ttl_s)
 end

@@ -62,7 +62,7 @@ for k, lease in ipairs(KEYS) do
       bury(id, queue, job[2] or '', execution, reason, ARGV[7], iso, dead_ttl_s)
       mark(job[3] or '', job[4] or 0, false, docs, refused)
       if job[6] then
-        answer(job[6], cmsgpack.pack({id, 'error', cmsgpack.unpack(ARGV[7])}),
+        answer(job[6], id, cmsgpack.pack({id, 'error', cmsgpack.unpack(ARGV[7])}),
           tonumber(ARGV[5]), tonumber(ARGV[6]))
       end
       buried = buried + 1

@@ -97,7 +97,7 @@ for at = 7, #ARGV, STRIDE do
     elseif outcome == 'release' then
       give_back(id, queue)
     else
-      if reply ~= '' then answer(box, reply, reply_ttl_s, most_replies) end
+      if reply ~= '' then answer(box, id, reply, reply_ttl_s, most_replies) end
       if outcome == 'fail' and has_retries(id) then
         queue_job(id, queue, false)
       elseif outcome == 'fail' then
