@@ -6,22 +6,20 @@ killed its worker, or a whole job: a block that broke the contract, or one that 
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import redis.asyncio
 
 from vecfleet.common import keys
 from vecfleet.common.admission import Admission
 from vecfleet.common.dead_entry import FIELDS, DeadEntry, documents_of, edited, entry_of
+from vecfleet.common.dead_walk import MAX_PAGE, DeadFilter, DeadWalk, cursor_of
 from vecfleet.common.directory import Directory
 from vecfleet.common.errors import (
     Conflict,
@@ -32,13 +30,12 @@ from vecfleet.common.errors import (
     Unavailable,
     UnknownCollection,
     UnknownEntry,
+    VecfleetError,
 )
 from vecfleet.common.redis_client import read_lua, translated
 
-MAX_PAGE = 100
-_MOST_LOOKED_AT = 5000  # entries; a page of a rare kind may be shorter than was asked for
-_AT_ONCE = 64
 _SHOWN_BYTES = 512 << 10  # the data of larger entries is not read for a list
+_PAGE_BYTES = 4 << 20  # nor more than this for one page
 _MAX_ID_CHARS = 256
 _CATALOGUE_S = 1.0
 _CANCELLED = -1
@@ -47,10 +44,6 @@ _FULL = {
     -3: "the queues of all tenants of this entry's model are full; try again later",
     -4: "too many bytes of vectors wait to be merged into the entry's collection; try again later",
 }
-_MAX_SCORE = 2**53
-_QUEUES = "rq:queue:vf."
-_AGO = re.compile(r"(\d{1,9})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +55,12 @@ class DeadPage:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadFilter:
-    """Which entries; None stands for all."""
+class DeadSweep:
+    """What was done to a page of entries; ``cursor`` as a page has it, for the next ones."""
 
-    tenant: str | None = None
-    uid: str | None = None  # of the collection
-    code: str | None = None
-    since_ms: int | None = None
-
-    def takes(self, entry: DeadEntry) -> bool:
-        """Whether the entry is meant."""
-        return (
-            (self.uid is None or entry.uid == self.uid)
-            and (self.code is None or entry.code == self.code)
-            and (self.since_ms is None or entry.died_ms >= self.since_ms)
-        )
-
-
-@dataclass(slots=True)
-class _Feed:
-    """One queue's entries, newest first."""
-
-    queue: str
-    offset: int = 0
-    waiting: list[tuple[float, str]] = field(default_factory=list)
-    is_over: bool = False
+    done: tuple[str, ...]
+    failed: dict[str, VecfleetError]  # by entry
+    cursor: str = ""
 
 
 class DeadLetter:
@@ -96,41 +70,63 @@ class DeadLetter:
         """``admission``: a retry waits in a queue like any job, within the same limits."""
         self._redis = client
         self._admission = admission or Admission()
+        self._walk = DeadWalk(client)
         self._directory = Directory(client)
         self._uids: dict[str, tuple[float, frozenset[str] | None]] = {}
         self._script = client.register_script(read_lua(Path(__file__).parent, "dead_letter"))
 
     async def page(
-        self, wanted: DeadFilter | None = None, *, cursor: str = "", limit: int = 50
+        self,
+        wanted: DeadFilter | None = None,
+        *,
+        cursor: str = "",
+        limit: int = 50,
+        texts: bool = True,
     ) -> DeadPage:
-        """At most ``limit`` entries from ``cursor`` on, the newest first.
+        """At most ``limit`` entries from ``cursor`` on, the newest first; without ``texts``, bare.
 
-        A page may hold fewer, or none, and still have a cursor. Raises ``InvalidInput``.
+        A page may hold fewer, or none, and still have a cursor. Entries of more than 512 KiB have
+        no texts in it, nor those that come after 4 MiB of others'. Raises ``InvalidInput``.
         """
-        if not 0 < limit <= MAX_PAGE:
-            raise InvalidInput(f"limit must be from 1 to {MAX_PAGE}", field="limit")
-        wanted = wanted or DeadFilter()
-        last = _parse_cursor(cursor)
-        found: list[DeadEntry] = []
-        looked_at = 0
         with translated():
-            feeds = [_Feed(queue) for queue in await self._queues(wanted.tenant)]
-            while looked_at < _MOST_LOOKED_AT:
-                batch = await self._next(feeds, last)
-                if not batch:
-                    return DeadPage(tuple(found))
-                for place, entry in zip(batch, await self._read(batch), strict=True):
-                    looked_at, last = looked_at + 1, place[:2]
-                    if entry is not None and wanted.takes(entry):
-                        found.append(await self._with_documents(entry, _SHOWN_BYTES))
-                        if len(found) == limit:
-                            return DeadPage(tuple(found), _cursor(last))
-        return DeadPage(tuple(found), "" if last is None else _cursor(last))
+            found, cursor = await self._walk.walk(wanted or DeadFilter(), cursor, limit)
+            entries = [entry for _, entry in found]
+            return DeadPage(tuple(await self._with_texts(entries) if texts else entries), cursor)
+
+    async def each(
+        self,
+        what: Literal["retry", "drop"],
+        wanted: DeadFilter,
+        *,
+        cursor: str = "",
+        limit: int = MAX_PAGE,
+    ) -> DeadSweep:
+        """Retry or drop what a page holds; where the queue is full it ends early.
+
+        Raises what is in the way of the first one: ``QueueFull`` or ``Unavailable``.
+        """
+        with translated():
+            found, after = await self._walk.walk(wanted, cursor, limit)
+        done: list[str] = []
+        failed: dict[str, VecfleetError] = {}
+        last = cursor
+        for place, entry in found:
+            try:
+                await (self.retry if what == "retry" else self.drop)(entry.id, tenant=entry.tenant)
+                done.append(entry.id)
+            except (QueueFull, Unavailable):
+                if not done and not failed:
+                    raise
+                return DeadSweep(tuple(done), failed, last)
+            except VecfleetError as error:
+                failed[entry.id] = error
+            last = cursor_of(place)
+        return DeadSweep(tuple(done), failed, after)
 
     async def get(self, entry_id: str, tenant: str | None = None) -> DeadEntry:
         """One entry, with all its texts; raises ``UnknownEntry``."""
         with translated():
-            return await self._with_documents(await self._find(entry_id, tenant), None)
+            return await self._with_documents(await self._find(entry_id, tenant))
 
     async def retry(
         self,
@@ -215,49 +211,6 @@ class DeadLetter:
             raise Conflict(f"somebody else has just taken {entry.id} out of the dead letter")
         return done
 
-    async def _queues(self, tenant: str | None) -> list[str]:
-        prefix = _QUEUES if tenant is None else f"{_QUEUES}{tenant}."
-        names = cast(Any, await self._redis.smembers(keys.QUEUES))
-        found = [raw.decode() for raw in names]
-        return sorted(n.removeprefix("rq:queue:") for n in found if n.startswith(prefix))
-
-    async def _next(
-        self, feeds: Sequence[_Feed], after: tuple[float, str] | None
-    ) -> list[tuple[float, str, str]]:
-        """The next entries over all queues: score, id, queue."""
-        await self._fill(feeds, after)
-        batch: list[tuple[float, str, str]] = []
-        while len(batch) < _AT_ONCE:
-            with_some = [feed for feed in feeds if feed.waiting]
-            if not with_some:
-                break
-            feed = max(with_some, key=lambda feed: feed.waiting[0])
-            batch.append((*feed.waiting.pop(0), feed.queue))
-            if not feed.waiting and not feed.is_over:
-                break  # what comes next may be of this queue
-        return batch
-
-    async def _fill(self, feeds: Sequence[_Feed], after: tuple[float, str] | None) -> None:
-        while empty := [feed for feed in feeds if not feed.waiting and not feed.is_over]:
-            pipe = self._redis.pipeline(transaction=False)
-            for feed in empty:
-                most = "+inf" if after is None else repr(after[0])
-                pipe.zrevrangebyscore(
-                    keys.dead(feed.queue), most, "-inf", feed.offset, _AT_ONCE, withscores=True
-                )
-            for feed, rows in zip(empty, await pipe.execute(), strict=True):
-                feed.offset += len(rows)
-                feed.is_over = len(rows) < _AT_ONCE
-                places = [(score, raw.decode()) for raw, score in rows]
-                feed.waiting = [place for place in places if after is None or place < after]
-
-    async def _read(self, places: Sequence[tuple[float, str, str]]) -> list[DeadEntry | None]:
-        pipe = self._redis.pipeline(transaction=False)
-        for _, entry_id, _ in places:
-            pipe.hmget(keys.job(entry_id), *FIELDS)
-        rows = await pipe.execute()
-        return [entry_of(place[1], row) for place, row in zip(places, rows, strict=True)]
-
     async def _find(self, entry_id: str, tenant: str | None) -> DeadEntry:
         if 0 < len(entry_id) <= _MAX_ID_CHARS:
             row: Any = await self._redis.hmget(keys.job(entry_id), *FIELDS)
@@ -268,49 +221,26 @@ class DeadLetter:
                     return entry
         raise UnknownEntry(f"the dead letter holds nothing called {entry_id[:_MAX_ID_CHARS]}")
 
-    async def _with_documents(self, entry: DeadEntry, most_bytes: int | None) -> DeadEntry:
-        key = keys.job(entry.id)
-        if most_bytes is not None:
-            size = await self._redis.hstrlen(key, "data")
-            if int(size) > most_bytes:
-                return entry
-        raw = await self._redis.hget(key, "data")
+    async def _with_documents(self, entry: DeadEntry) -> DeadEntry:
+        raw = await self._redis.hget(keys.job(entry.id), "data")
         return replace(entry, documents=documents_of(cast(bytes, raw or b"")))
 
-
-def parse_since(value: str) -> int:
-    """A moment in Unix ms: an ISO date or time, seconds since 1970, or ``90m``, ``2h``, ``3d`` ago.
-
-    Raises ``InvalidInput``.
-    """
-    if match := _AGO.fullmatch(value):
-        return int((time.time() - int(match[1]) * _SECONDS[match[2]]) * 1000)
-    if value.isascii() and value.isdigit() and len(value) <= 11:
-        return int(value) * 1000
-    try:
-        moment = datetime.fromisoformat(value)
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return int(aware.timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise InvalidInput(
-            "since must be an ISO date or time, seconds since 1970, or 90m, 2h, 3d ago",
-            field="since",
-        ) from None
-
-
-def _cursor(place: tuple[float, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
-
-
-def _parse_cursor(cursor: str) -> tuple[float, str] | None:
-    if not cursor:
-        return None
-    try:
-        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        score, entry_id = json.loads(raw)
-        # Scores are Unix times; NaN and what else Python would read is no place in a list.
-        if isinstance(entry_id, str) and -_MAX_SCORE <= score <= _MAX_SCORE:
-            return float(score), entry_id
-    except (ValueError, TypeError, RecursionError):
-        pass
-    raise InvalidInput("cursor is not one that a page came with", field="cursor")
+    async def _with_texts(self, entries: Sequence[DeadEntry]) -> list[DeadEntry]:
+        """The entries with what of their texts a page has room for."""
+        pipe = self._redis.pipeline(transaction=False)
+        for entry in entries:
+            pipe.hstrlen(keys.job(entry.id), "data")
+        room = _PAGE_BYTES
+        shown: set[str] = set()
+        for entry, size in zip(entries, await pipe.execute(), strict=True):
+            if int(size) <= min(room, _SHOWN_BYTES):
+                room -= int(size)
+                shown.add(entry.id)
+                pipe.hget(keys.job(entry.id), "data")
+        data = iter(await pipe.execute())
+        return [
+            replace(entry, documents=documents_of(next(data) or b""))
+            if entry.id in shown
+            else entry
+            for entry in entries
+        ]

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from vecfleet.common.dead_entry import DeadEntry
-from vecfleet.common.dead_letter import (
-    MAX_PAGE,
-    DeadFilter,
-    DeadLetter,
-    parse_since,
-)
-from vecfleet.common.errors import InvalidInput, Unavailable, VecfleetError
+from vecfleet.common.dead_letter import DeadLetter
+from vecfleet.common.dead_walk import MAX_PAGE, DeadFilter, parse_since
+from vecfleet.common.errors import InvalidInput, QueueFull, Unavailable, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.keys import DEFAULT_TENANT
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.client_options import json_option, print_json, redis_option, run_with
+from vecfleet.fleet.dead_view import harmless, names_of, row, table, when
 from vecfleet.producer.producer import AsyncProducer
 
-_PREVIEW_CHARACTERS = 80
-_COLUMNS = ("when", "collection", "document", "error", "attempts", "text", "id")
+_PATIENCE_S = 60.0  # without room for a single one of many
+_RETRY_S = 2.0
 _F = TypeVar("_F", bound=Callable[..., Any])
+_One = Callable[[DeadLetter, str], Awaitable[DeadEntry]]
 
 
 def _filters(command: _F) -> _F:
@@ -61,20 +58,20 @@ def list_entries(
     async def ask(producer: AsyncProducer) -> tuple[list[DeadEntry], dict[str, str]]:
         fleet = await producer.fleet()
         entries = await _matching(fleet, filters, limit)
-        return entries, await _names(fleet, entries)
+        return entries, await names_of(fleet, entries)
 
     entries, names = run_with(settings, redis_url, ask)
     if as_json:
         wire = [entry.to_wire(names.get(entry.uid, "")) for entry in entries]
         print_json({"entries": wire})
         return 0
-    rows = [_row(entry, names) for entry in entries]
+    rows = [row(entry, names) for entry in entries]
     console = Console()
     if not console.is_terminal:
-        for row in rows:
-            click.echo("\t".join(row))
+        for cells in rows:
+            click.echo("\t".join(cells))
     elif rows:
-        console.print(_table(rows))
+        console.print(table(rows))
     else:
         click.echo("the dead letter is empty")
     return 0
@@ -91,7 +88,7 @@ def show(settings: Settings, entry_id: str, redis_url: str | None, as_json: bool
     async def ask(producer: AsyncProducer) -> tuple[DeadEntry, dict[str, str]]:
         fleet = await producer.fleet()
         entry = await fleet.dead_letter.get(entry_id)
-        return entry, await _names(fleet, [entry])
+        return entry, await names_of(fleet, [entry])
 
     entry, names = run_with(settings, redis_url, ask)
     wire = entry.to_wire(names.get(entry.uid, ""))
@@ -100,11 +97,11 @@ def show(settings: Settings, entry_id: str, redis_url: str | None, as_json: bool
         return 0
     documents = wire.pop("documents")
     error = wire.pop("error")
-    wire["died_at"] = _when(entry)
+    wire["died_at"] = when(entry)
     for name, value in {**wire, "error": error["code"], "message": error["message"]}.items():
-        click.echo(_harmless(f"{name}: {value}"))
+        click.echo(harmless(f"{name}: {value}"))
     for document in documents:
-        click.echo(_harmless(f"\n{document['id']}\n{document['text'] or ''}"))
+        click.echo(harmless(f"\n{document['id']}\n{document['text'] or ''}"))
     return 0
 
 
@@ -190,37 +187,44 @@ class _Picked:
         """All of them, before anything is done: what fails again must not come round."""
         if self._ids:
             return list(self._ids)
-        return [entry.id for entry in await _matching(fleet, self._filters, None)]
+        found: list[str] = []
+        async for page in _pages(fleet, self._filters, None, texts=False):
+            found += [entry.id for entry in page]
+        return found
 
 
 def _act(
     settings: Settings,
     redis_url: str | None,
     picked: _Picked,
-    one: Callable[[DeadLetter, str], Awaitable[DeadEntry]],
+    one: _One,
     what: str,
     as_json: bool,
 ) -> int:
     """Do ``one`` to each entry; a single one's error is raised, of many each is told."""
+    done: list[str] = []
+    failed: dict[str, VecfleetError] = {}
 
-    async def ask(producer: AsyncProducer) -> tuple[list[str], dict[str, VecfleetError]]:
+    async def ask(producer: AsyncProducer) -> VecfleetError | None:
+        """What stopped it, if anything did before all was done."""
         fleet = await producer.fleet()
         ids = await picked.ids(fleet)
-        done: list[str] = []
-        failed: dict[str, VecfleetError] = {}
         for entry_id in ids:
             try:
-                await one(fleet.dead_letter, entry_id)
+                patience_s = _PATIENCE_S if len(ids) > 1 else 0.0
+                await _patiently(one, fleet.dead_letter, entry_id, patience_s)
                 done.append(entry_id)
-            except Unavailable:
-                raise
+            except (QueueFull, Unavailable) as error:
+                if not done and not failed:
+                    raise
+                return error
             except VecfleetError as error:
                 if len(ids) == 1:
                     raise
                 failed[entry_id] = error
-        return done, failed
+        return None
 
-    done, failed = run_with(settings, redis_url, ask)
+    stopped = run_with(settings, redis_url, ask)
     if as_json:
         errors = {entry_id: error.to_wire() for entry_id, error in failed.items()}
         print_json({"done": done, "failed": errors})
@@ -228,75 +232,48 @@ def _act(
         for entry_id, error in failed.items():
             click.echo(f"{entry_id}: {error}", err=True)
         click.echo(f"{what}: {len(done)}")
+    if stopped is not None:
+        raise stopped
     return 1 if failed else 0
 
 
+async def _patiently(one: _One, letter: DeadLetter, entry_id: str, patience_s: float) -> None:
+    """Do it, again and again while the queue is full; raises ``QueueFull`` in the end."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            await one(letter, entry_id)
+            return
+        except QueueFull as error:
+            pause_s = min(error.retry_after_s or _RETRY_S, _RETRY_S)
+            if time.monotonic() + pause_s > deadline:
+                raise
+            await asyncio.sleep(pause_s)
+
+
 async def _matching(
-    fleet: FleetClient, filters: dict[str, str | None], limit: int | None
+    fleet: FleetClient, filters: dict[str, str | None], limit: int
 ) -> list[DeadEntry]:
+    return [entry async for page in _pages(fleet, filters, limit) for entry in page]
+
+
+async def _pages(
+    fleet: FleetClient, filters: dict[str, str | None], limit: int | None, *, texts: bool = True
+) -> AsyncIterator[Sequence[DeadEntry]]:
     tenant, collection, since = filters["tenant"], filters["collection"], filters["since"]
     uid = None
     if collection is not None:
         uid = (await fleet.collection(collection, tenant=tenant or DEFAULT_TENANT)).uid
     wanted = DeadFilter(tenant, uid, filters["code"], None if since is None else parse_since(since))
-    found: list[DeadEntry] = []
-    cursor = ""
-    while limit is None or len(found) < limit:
-        most = MAX_PAGE if limit is None else min(MAX_PAGE, limit - len(found))
-        page = await fleet.dead_letter.page(wanted, cursor=cursor, limit=most)
-        found += page.entries
+    count, cursor = 0, ""
+    while limit is None or count < limit:
+        most = MAX_PAGE if limit is None else min(MAX_PAGE, limit - count)
+        page = await fleet.dead_letter.page(wanted, cursor=cursor, limit=most, texts=texts)
+        count += len(page.entries)
+        yield page.entries
         cursor = page.cursor
         if not cursor:
             break
-    return found
-
-
-async def _names(fleet: FleetClient, entries: Sequence[DeadEntry]) -> dict[str, str]:
-    """The collections' names by uid; none while nobody knows them."""
-    names: dict[str, str] = {}
-    for tenant in {entry.tenant for entry in entries}:
-        try:
-            names |= {c.uid: c.name for c in await fleet.collections(tenant=tenant)}
-        except Unavailable:
-            continue
-    return names
-
-
-def _row(entry: DeadEntry, names: dict[str, str]) -> tuple[str, ...]:
-    first = entry.documents[0] if entry.documents else None
-    document = "" if first is None else first.id
-    if entry.count > 1:
-        document = f"{document} and {entry.count - 1} more" if document else f"{entry.count}"
-    text = "" if first is None else " ".join((first.text or "").split())[:_PREVIEW_CHARACTERS]
-    return (
-        _when(entry),
-        names.get(entry.uid, entry.uid),
-        _harmless(" ".join(document.split())),
-        _harmless(entry.code),
-        str(entry.attempts),
-        _harmless(text),
-        _harmless(entry.id),
-    )
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def _harmless(text: str) -> str:
-    """Without the control characters by which a document could take over a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
-def _when(entry: DeadEntry) -> str:
-    return datetime.fromtimestamp(entry.died_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _read(path: Path) -> str:

@@ -163,6 +163,11 @@ DEAD_ENTRY = _object(**_DEAD)
 DEAD_PAGE = _object(entries=_list(DEAD_ENTRY), cursor=_NAME)
 DEAD_RETRIED = _object(id=_STRING, queued={"const": True})
 DEAD_DROPPED = _object(id=_STRING, dropped={"const": True})
+DEAD_SWEPT = _object(
+    done=_COUNT,
+    failed=_list(_object(id=_STRING, error=_object(code=_STRING, message=_STRING))),
+    cursor=_NAME,
+)
 
 _MODEL = _object(
     id=_STRING,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vecfleet.common.api_keys import Scope
 from vecfleet.common.dead_entry import DeadEntry
-from vecfleet.common.dead_letter import MAX_PAGE, DeadFilter, parse_since
+from vecfleet.common.dead_walk import MAX_PAGE, DeadFilter, parse_since
 from vecfleet.common.errors import InvalidInput, Unavailable
 from vecfleet.gateway import answers, fields, schemas
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.fleet import Fleet
-from vecfleet.gateway.query import query_only, query_whole
+from vecfleet.gateway.query import query_flag, query_only, query_whole
 from vecfleet.gateway.routing import Routes, json_response
 
 _SCOPES: tuple[Scope, ...] = ("ingest", "admin")
@@ -25,6 +25,11 @@ _QUERY: dict[str, dict[str, Any]] = {
     "since": {"type": "string"},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50},
     "cursor": {"type": "string"},
+}
+_SWEEP: dict[str, dict[str, Any]] = {
+    **{name: schema for name, schema in _QUERY.items() if name != "limit"},
+    "limit": {**_QUERY["limit"], "default": MAX_PAGE},
+    "all": {"type": "boolean", "default": False},
 }
 _FIELDS = frozenset(("text", "document"))
 _PREVIEW_CHARACTERS = 200
@@ -71,6 +76,19 @@ class Dead:
             scopes=_SCOPES,
             answer=answers.DEAD_RETRIED,
         )
+        for method, path, handler, says in (
+            ("POST", "/dead/retries", self.retry_many, "Try all again that the filters leave"),
+            ("DELETE", "/dead", self.drop_many, "Remove all for good that the filters leave"),
+        ):
+            routes.add(
+                method,
+                path,
+                handler,
+                says=f"{says}, so many in one call",
+                query=_SWEEP,
+                scopes=_SCOPES,
+                answer=answers.DEAD_SWEPT,
+            )
         routes.add(
             "DELETE",
             one,
@@ -85,18 +103,10 @@ class Dead:
     async def list(self, request: Request) -> Response:
         """A page; texts are cut to 200 characters."""
         query_only(request, frozenset(_QUERY))
-        tenant = tenant_of(request)
-        asked = {name: _word(request, name) for name in ("collection", "code", "since", "cursor")}
-        uid = None
-        if asked["collection"] is not None:
-            uid = (await self._fleet.collection(asked["collection"], tenant=tenant)).uid
-        since = None if asked["since"] is None else parse_since(asked["since"])
-        page = await self._fleet.dead_letter.page(
-            DeadFilter(tenant, uid, asked["code"], since),
-            cursor=asked["cursor"] or "",
-            limit=query_whole(request, "limit", 1, MAX_PAGE) or 50,
-        )
-        names = await self._names(tenant)
+        wanted, cursor = await self._wanted(request)
+        limit = query_whole(request, "limit", 1, MAX_PAGE) or 50
+        page = await self._fleet.dead_letter.page(wanted, cursor=cursor, limit=limit)
+        names = await self._names(tenant_of(request))
         return json_response(
             {
                 "entries": [
@@ -106,6 +116,40 @@ class Dead:
                 "cursor": page.cursor or None,
             }
         )
+
+    async def retry_many(self, request: Request) -> Response:
+        """How many are in their queues again; it ends early where a queue is full."""
+        return await self._sweep(request, "retry")
+
+    async def drop_many(self, request: Request) -> Response:
+        """How many are gone, with their texts."""
+        return await self._sweep(request, "drop")
+
+    async def _sweep(self, request: Request, what: Literal["retry", "drop"]) -> Response:
+        query_only(request, frozenset(_SWEEP))
+        wanted, cursor = await self._wanted(request)
+        is_all = query_flag(request, "all", False)
+        if is_all is (wanted != DeadFilter(wanted.tenant)):
+            raise InvalidInput("say with collection, code or since which, or all=true", field="all")
+        limit = query_whole(request, "limit", 1, MAX_PAGE) or MAX_PAGE
+        swept = await self._fleet.dead_letter.each(what, wanted, cursor=cursor, limit=limit)
+        failed = [
+            {"id": entry, "error": {"code": error.code, "message": error.message}}
+            for entry, error in swept.failed.items()
+        ]
+        return json_response(
+            {"done": len(swept.done), "failed": failed, "cursor": swept.cursor or None}
+        )
+
+    async def _wanted(self, request: Request) -> tuple[DeadFilter, str]:
+        """Which entries of the caller's tenant, and from where on."""
+        tenant = tenant_of(request)
+        asked = {name: _word(request, name) for name in ("collection", "code", "since", "cursor")}
+        uid = None
+        if asked["collection"] is not None:
+            uid = (await self._fleet.collection(asked["collection"], tenant=tenant)).uid
+        since = None if asked["since"] is None else parse_since(asked["since"])
+        return DeadFilter(tenant, uid, asked["code"], since), asked["cursor"] or ""
 
     async def read(self, request: Request) -> Response:
         """The entry with its whole texts."""

@@ -170,6 +170,28 @@ async def over_http(fleet, http):
     assert (await http.delete(again)).json() == {"id": by_document["d15"], "dropped": True}
     assert (await http.delete(again)).status_code == 404
     assert (await http.get("/dead/..%2F..%2Fetc")).status_code == 404
+    await many_over_http(http)
+
+
+async def many_over_http(http):
+    """One entry, d25, is there."""
+    for wrong in ({}, {"all": "true", "code": "engine_failed"}, {"all": "yes"}, {"all": "false"}):
+        for method, path in (("POST", "/dead/retries"), ("DELETE", "/dead")):
+            assert (await http.request(method, path, params=wrong)).status_code == 400, wrong
+    (before,) = (await http.get("/dead")).json()["entries"]
+    nothing = {"done": 0, "failed": [], "cursor": None}
+    other = {"code": "poison_text"}
+    assert (await http.delete("/dead", params=other)).json() == nothing
+    answer = await http.post("/dead/retries", params={"collection": "books", "since": "1h"})
+    assert (answer.status_code, answer.json()) == (200, {**nothing, "done": 1})
+
+    async def failed_again():
+        entries = (await http.get("/dead")).json()["entries"]
+        return bool(entries) and entries[0]["died_at"] > before["died_at"]
+
+    await eventually(failed_again)
+    assert (await http.delete("/dead", params={"all": "true"})).json() == {**nothing, "done": 1}
+    assert (await http.get("/dead")).json()["entries"] == []
 
 
 async def test_a_retry_does_not_overwrite_what_came_later(fleet):

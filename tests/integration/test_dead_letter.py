@@ -7,12 +7,14 @@ import base64
 
 import pytest
 from rq.registry import FailedJobRegistry
+from servers import eventually
 
 from vecfleet.common import codec, keys, payloads
 from vecfleet.common.admission import Admission
 from vecfleet.common.codec import Serializer
 from vecfleet.common.collection import Collection, CollectionSpec
-from vecfleet.common.dead_letter import DeadFilter, DeadLetter, parse_since
+from vecfleet.common.dead_letter import DeadLetter
+from vecfleet.common.dead_walk import DeadFilter, parse_since
 from vecfleet.common.errors import (
     Conflict,
     EmptyText,
@@ -29,6 +31,7 @@ from vecfleet.common.fleet_state import read_fleet_state
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async, read_lua
 from vecfleet.common.submission import Submissions
+from vecfleet.fleet.cli import run
 from vecfleet.worker import ledger as ledger_module
 from vecfleet.worker.job import Commit, Failure, HandOn, Refused, Settlement
 from vecfleet.worker.ledger import Ask, Ledger
@@ -519,6 +522,66 @@ async def test_what_has_no_collection_any_more_is_not_tried_again(client, fleet)
     record = Collection("c", UID, CollectionSpec("m", "5pace", 8)).to_wire()
     client.hset(keys.collections("-"), "c", codec.dumps(record))
     await DeadLetter(fleet.connection).retry("s-0")
+
+
+async def test_many_are_tried_again_as_far_as_there_is_room(fleet):
+    await fleet.enqueue("s", 0, 5)
+    fleet.refuse(range(5))
+    small = DeadLetter(fleet.connection, Admission(max_tokens=14))  # two of them
+    first = await small.each("retry", DeadFilter())
+    assert first.done == ("s-0-refused-4", "s-0-refused-3")
+    with pytest.raises(QueueFull):
+        await small.each("retry", DeadFilter(), cursor=first.cursor)
+    while fleet.ledger.claim([Ask(QUEUE, 9, 9999)]):
+        pass
+    second = await small.each("retry", DeadFilter(), cursor=first.cursor)
+    assert second.done == ("s-0-refused-2", "s-0-refused-1")
+    await fleet.enqueue("gone", 1, 1)
+    fleet.ledger.claim([Ask(QUEUE, 9, 9999)])
+    last = await fleet.letter.each("drop", DeadFilter(), cursor=second.cursor)
+    assert (last.done, last.failed, last.cursor) == (("s-0-refused-0",), {}, "")
+
+
+async def test_what_cannot_be_tried_again_does_not_hold_up_the_rest(fleet):
+    for name in ("a", "b", "c"):
+        await fleet.enqueue(name, 0, 1)
+        fleet.fail()
+    await fleet.submissions.cancel("b")
+    swept = await fleet.letter.each("retry", DeadFilter(), limit=2)
+    assert swept.done == ("c-0",)
+    assert isinstance(swept.failed["b-0"], JobCancelled)
+    assert (await fleet.letter.each("retry", DeadFilter(), cursor=swept.cursor)).done == ("a-0",)
+
+
+async def test_a_page_reads_a_bounded_part(fleet, monkeypatch):
+    await fleet.enqueue("s", 0, 5)
+    fleet.refuse(range(5))
+    size = fleet.client.hstrlen(keys.job("s-0-refused-0"), "data")
+    monkeypatch.setattr("vecfleet.common.dead_letter._PAGE_BYTES", 3 * size + 1)
+    entries = (await fleet.letter.page()).entries
+    assert [len(entry.documents) for entry in entries] == [1, 1, 1, 0, 0]
+    bare = (await fleet.letter.page(texts=False)).entries
+    assert [entry.documents for entry in bare] == [()] * 5
+    assert (await fleet.letter.get("s-0-refused-0")).documents[0].text == "text s-0-0"
+
+
+async def test_the_command_waits_for_room(client, fleet, monkeypatch, capsys):
+    monkeypatch.setenv("VECFLEET_MAX_QUEUE_TOKENS", "8")
+    monkeypatch.setattr("vecfleet.fleet.dead_command._RETRY_S", 0.05)
+    await fleet.enqueue("s", 0, 3)
+    fleet.refuse(range(3))
+    command = ["dead", "retry", "--all", "--redis", client.url]
+    waiting = asyncio.create_task(asyncio.to_thread(run, command))
+    await eventually(lambda: client.hget(keys.load(QUEUE), "jobs") == b"1")
+    while not waiting.done():
+        await asyncio.to_thread(fleet.ledger.claim, [Ask(QUEUE, 1, 9999)])
+    assert (await waiting, capsys.readouterr().out) == (0, "queued again: 3\n")
+
+    await fleet.enqueue("t", 0, 3)
+    fleet.refuse(range(3))
+    monkeypatch.setattr("vecfleet.fleet.dead_command._PATIENCE_S", 0.2)
+    assert await asyncio.to_thread(run, command) == 3
+    assert capsys.readouterr().out == "queued again: 1\n"
 
 
 def test_moments():
