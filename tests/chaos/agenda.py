@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chaos.crash_points import POINTS
-from chaos.fleet import Persistence, Plan, with_mutant
+from chaos.fleet import Persistence, Plan, with_everything, with_mutant
 from chaos.outcome import LEAST_RECOVERIES, Outcome
 from chaos.parts import Part, part
 
@@ -89,6 +89,7 @@ class Agenda:
             # Where Redis may lose what it accepted, a client counts on what is done.
             until="accepted" if redis == "always" else "done",
         )
+        plan = with_everything(plan)
         self._storms += 1
         if wanted.mutant:
             plan = with_mutant(plan, wanted.mutant)

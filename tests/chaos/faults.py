@@ -38,6 +38,7 @@ _WEIGHTS = {
     "fill_redis": 2,
     "fill_disk": 2,
 }
+_POWER_CUTS = 14  # where Redis may lose something, which is what such a storm is for
 NETWORK = ("cut", "delay", "lose_replies", "cut_requests", "refuse", "stall")
 
 
@@ -49,6 +50,8 @@ class Faults:
         self._seed = seed
         self._chance = random.Random()
         self._weights = {**_WEIGHTS} if weights is None else weights
+        if weights is None and fleet.plan.persistence != "always":
+            self._weights["kill_redis"] = _POWER_CUTS
         self._heals: list[Heal] = []
         self._ties = itertools.count()
         self.kills: Counter[str] = Counter()  # SIGKILLs, by role; also those of crash points

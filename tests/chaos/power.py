@@ -83,12 +83,17 @@ class Growth:
         The cut goes through whatever stands there: a command, or a transaction.
         """
         path = append_only_file(self._server)
-        before = [size for at, p, size in list(self._sizes) if p == path and at <= died_s - LOST_S]
+        sizes = [(at, size) for at, of, size in list(self._sizes) if of == path]
+        before = [size for at, size in sizes if at <= died_s - LOST_S]
         size = path.stat().st_size
-        # One byte less: it ends within a command, as a page of a disk does.
-        kept = max(0, before[-1] - 1) if before else 0
+        # One byte less: it ends within a command, as a page of a disk does. What was there when we
+        # began to look was flushed.
+        kept = max(0, before[-1] - 1) if before else sizes[0][1] if sizes else size
+        kept = min(kept, size)  # a start mends the end of its file
         with path.open("r+b") as file:
             file.truncate(kept)
+        # What it was before is no size of this file any more.
+        self._sizes = deque([(time.monotonic(), path, kept)])
         return size - kept
 
 

@@ -96,6 +96,10 @@ def test_the_last_second_of_the_file_goes_and_nothing_else(tmp_path):
         server.start()
         assert client.get("early") == b"1"
         assert float(client.get("late")) == pytest.approx(end - 1.0, abs=0.3)
+        server.kill()  # and again at once: nothing is left that is younger than our last look
+        size = append_only_file(server).stat().st_size
+        assert 0 <= growth.cut_off_the_last_second(time.monotonic()) < size
+        server.start()
         client.close()
 
 
