@@ -74,13 +74,18 @@ class Serializer:
         return loads(data)
 
 
+def is_compressed(data: bytes) -> bool:
+    """Whether a job's data is RQ's zlib, as far as its first byte tells."""
+    return data[:1] == _ZLIB
+
+
 def inflate(data: bytes) -> bytes:
     """A job's data without RQ's zlib, bounded: a small job must not become a large one in memory.
 
     Stock queues compress, and so does RQ's requeue of one of our own jobs. Raises
     ``CorruptPayload`` for more than ``MAX_PAYLOAD_BYTES``.
     """
-    if data[:1] != _ZLIB:
+    if not is_compressed(data):
         return data
     inflater = zlib.decompressobj()
     try:

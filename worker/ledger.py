@@ -35,6 +35,7 @@ _FOLDER = Path(__file__).parent
 _RESCUE_AT_ONCE = 256
 MAX_CONDEMNED = 8  # texts of one job; one that still kills is buried whole
 _DATA = 4  # place of the data in a row of claim.lua's answer
+_INFLATED_BYTES = 32 << 20  # what one claim may decompress; Redis counts them compressed
 _DIED = "the job's worker died or lost its lease too often"
 
 
@@ -132,7 +133,8 @@ class Ledger:
         for name, count in zip(dropped[::2], dropped[1::2], strict=True):
             queue = ascii(name.decode(errors="replace"))
             log.warning("dropped %d entries of queue %s that are no jobs", count, queue)
-        jobs = [decode_claim(row, keys.QueueName.parse(row[2].decode())) for row in rows]
+        jobs, later = _decoded(rows)
+        self.release(later)
         return jobs, waits_for_calm == 1
 
     def _fetch_large(self, rows: Sequence[list[Any]]) -> None:
@@ -255,6 +257,21 @@ class Ledger:
                     if execution.startswith(self._prefix) and member not in known:
                         found.append(_bare(job_id, execution, queue))
         return found
+
+
+def _decoded(rows: Sequence[Sequence[Any]]) -> tuple[list[ClaimedJob], list[ClaimedJob]]:
+    """The jobs of a claim, and those that must go back: there is no room to decompress them now."""
+    jobs, later, room = [], [], _INFLATED_BYTES
+    for row in rows:
+        queue = keys.QueueName.parse(row[2].decode())
+        is_compressed = codec.is_compressed(row[_DATA])
+        if is_compressed and room <= 0:
+            later.append(_bare(row[0].decode(), row[1].decode(), queue))
+            continue
+        jobs.append(decode_claim(row, queue))
+        if is_compressed:
+            room -= jobs[-1].size
+    return jobs, later
 
 
 def _bare(job_id: str, execution: str, queue: keys.QueueName) -> ClaimedJob:
