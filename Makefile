@@ -53,8 +53,9 @@ test-bench: $(TEST)
 test-vllm: $(VLLM)
 	$(VLLM_BIN)/python -m pytest tests/with_vllm tests/engines -k vllm $(PYTEST_ARGS)
 
-# Faults at random for DURATION seconds, and what came of it as one line of JSON; SEED= runs a plan
-# again, CHAOS_ARGS="--points 20" adds so many deaths at each crash point.
+# Faults on fleets of real processes for DURATION seconds, and what came of it as one line of JSON.
+# SEED= draws the same plan; a failure prints the command that runs its part again.
+# CHAOS_ARGS="--points 20": so many deaths at each crash point.
 chaos: $(TEST)
 	@PYTHONPATH=tests $(BIN)/python -m chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from chaos.agenda import Agenda, Wanted, not_shown
@@ -45,7 +46,10 @@ class Run:
             return 0.0
         began = time.monotonic()
         folder = self._folder / f"{len(self.done)}-{part.kind}"
-        outcome = part.run(folder)
+        try:
+            outcome = part.run(folder)
+        except Exception:
+            outcome = Outcome(failures=[f"the run broke off:\n{traceback.format_exc()}"])
         _say(f"{part}: {outcome}")
         if not outcome.is_kept:
             for failure in outcome.failures:

@@ -16,8 +16,8 @@ _FLEETS = 4
 _MOST_KILLS = 60  # isolated ones
 _MOST_FULL = 4
 # What things take on two slow cores, seconds:
-_KILL_S = 4.0  # an isolated one, with four fleets beside each other
-_FULL_S = 45.0  # a kill of a worker whose window is full
+_KILL_S = 5.0  # an isolated one, with four fleets beside each other
+_FULL_S = 40.0  # a kill of a worker whose window is full
 _POINT_S = 1.5  # a death at a crash point
 _SHARE = 0.2  # of all time, at most, for any of the parts but the storms with ``always``
 _TARGET_KILLS, _TARGET_AT_A_POINT = 1000, 20
