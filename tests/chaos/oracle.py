@@ -13,6 +13,7 @@ from chaos.client_ledger import read
 from chaos.complaints import complaints
 from chaos.fleet import ASSIGNED, GIVEN, Fleet
 from chaos.leftovers import acknowledged_submissions, check_counts, dead_jobs, wait_until_quiet
+from chaos.story import may_die, text_of
 from chaos.verdict import Buried, Held, Verdict, judge
 
 from vecfleet.common.codec import inflate, loads, unpack_call
@@ -112,6 +113,8 @@ def examine(fleet: Fleet, *, quiet_s: float, redis_lost_data: bool = False) -> V
     verdict = Verdict()
     verdict.stuck += wait_until_quiet(fleet, quiet_s)
     entries = [entry for path in fleet.ledgers() for entry in read(path)]
+    if fleet.cuts:  # the dead letter is Redis's, and goes with its data
+        entries = [entry for entry in entries if not may_die(text_of(entry.id, entry.revision))]
     buried = dead_letter(fleet.redis)
     notes = list(settlements.read(fleet.redis))
     try:

@@ -44,7 +44,7 @@ class PoisonClient(GatewayClient):
                 digests[id] = ""
             elif fate == "again":
                 self._retry(entry)
-            elif fate == "cured" and self._cure(now, id, entry):
+            elif fate == "cured" and self._cure(now, id, entry, submission):
                 digests[id] = digest(cured_text_of(id, now.revision))
         self.ledger.acknowledge(now, digests, submission=submission)
 
@@ -67,15 +67,16 @@ class PoisonClient(GatewayClient):
                 return
             time.sleep(POLL_S)
 
-    def _cure(self, now: Operation, id: str, entry: str) -> bool:
+    def _cure(self, now: Operation, id: str, entry: str, submission: str) -> bool:
         """Whether the document came into the index with a text that is well."""
-        cured = cured_text_of(id, now.revision)
         if self._is_there(entry):
             self.ledger.note("curing", now.number, entry=entry)
-            self._retry(entry, cured)
         elif not any(n.fields["entry"] == entry for n in self.notes("curing", now.number)):
             return False
         path = f"/collections/{self.given.collection}/documents/{id}"
         while self.ask_until((200, 404), "GET", path).status_code != 200:
+            self._retry(entry, cured_text_of(id, now.revision))  # where it is there, or again
+            if self.ask("GET", f"/submissions/{submission}").status_code == 404:
+                return False  # Redis has lost it all
             time.sleep(POLL_S)
         return True
