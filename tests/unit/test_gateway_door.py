@@ -428,7 +428,8 @@ async def test_one_tenants_requests_leave_places_for_others(tmp_path):
 
         first = [ask("acme") for _ in range(4)]
         await running(4)
-        refused = await ask("acme")
+        async with asyncio.timeout(30):
+            refused = await ask("acme")
         other = ask("rival")
         await running(5)
         assert (await http.get("/live")).status_code == 200
