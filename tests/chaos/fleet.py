@@ -80,7 +80,7 @@ def with_everything(plan: Plan) -> Plan:
         cancels=True,
         tenants=("red", "blue"),
         skew_h=30.0,
-        max_merge_bytes=16_000,
+        max_merge_bytes=6_000,
         max_step_s=5.0,
     )
 

@@ -149,6 +149,21 @@ def test_what_redis_lost_is_told_and_sent_again(tmp_path, persistence):
         assert noticed(fleet.cuts, fleet.ledgers()) >= 2
 
 
+def test_what_waits_for_a_writer_parks_and_goes_on_whoever_dies(tmp_path):
+    plan = replace(QUICK, seed=SEED, producers=3, http_clients=0, max_merge_bytes=2_000)
+    with Fleet(tmp_path, plan) as fleet:
+        for dies in ("worker", "aggregator", "worker"):
+            wait_for_progress(fleet, 3)
+            (writer,) = fleet.of("aggregator")
+            writer.pause()
+            wait(fleet, lambda: any(fleet.redis.scan_iter("vf:parked:*")), "something is parked")
+            fleet.of(dies)[0].kill()
+            writer.resume()
+        wait_for_progress(fleet, 3)
+        verdict, strange = finish(fleet)
+        assert verdict.is_kept and not strange, (str(verdict), strange, SEED)
+
+
 def test_texts_that_kill_and_hang_cost_their_neighbours_nothing(tmp_path):
     plan = replace(QUICK, seed=SEED, poisoners=1, askers=1, max_step_s=1.5)
     with Fleet(tmp_path, plan) as fleet:
