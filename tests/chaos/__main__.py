@@ -82,6 +82,8 @@ class Run:
             _say("FAILED: the recovery's p99 misses its target")
         _say(f"kills: {_counts(total.kills)}\nfaults: {_counts(total.faults)}")
         _say(f"at crash points: {_counts(total.fired)}")
+        if total.asked:
+            _say(f"calls that waited: {_counts(total.asked)}")
         if total.full_windows:
             told = ", ".join(f"{claims} claims {s:.1f} s" for claims, s in total.full_windows)
             _say(f"full windows, until the last claim was settled: {told}")

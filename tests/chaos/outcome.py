@@ -19,6 +19,7 @@ class Outcome:
     kills: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)  # how calls that wait ended
     acknowledged: int = 0
     documents: int = 0
     dead: int = 0
@@ -45,7 +46,7 @@ class Outcome:
 
     def add(self, other: Outcome) -> None:
         """Add another run's."""
-        for name in ("kills", "faults", "fired"):
+        for name in ("kills", "faults", "fired", "asked"):
             getattr(self, name).update(getattr(other, name))
         for name in (
             *("acknowledged", "documents", "dead", "worn"),

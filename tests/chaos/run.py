@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+from chaos.asker import answers
 from chaos.ends import strange_ends
 from chaos.faults import Faults
 from chaos.fleet import Fleet, Plan, write_json
@@ -47,6 +48,7 @@ def storm(
         outcome.take(examine(fleet, quiet_s=QUIET_S, redis_lost_data=loses))
         outcome.failures += strange_ends(fleet) + faults.late
         outcome.kills, outcome.faults, outcome.fired = faults.kills, faults.faults, faults.fired
+    outcome.asked = answers(folder)
     outcome.seconds, outcome.disk_kind = time.monotonic() - began, fleet.disk_kind
     (folder / "plan.txt").write_text("\n".join(faults.plan))
     write_json(folder / "outcome.json", {**outcome.to_json(), "failures": outcome.failures})
