@@ -166,6 +166,20 @@ def test_the_last_line_is_json_and_full_windows_are_told_beside_it():
     assert any("recovery is not judged" in line for line in said)
 
 
+def test_a_part_that_fails_tells_how_to_run_it_again(tmp_path, capsys):
+    def breaks(_: object) -> Outcome:
+        raise TimeoutError("the clients did not fill the queue")
+
+    run = Run(tmp_path)
+    run.do(SimpleNamespace(run=breaks, kind="storm", command="chaos --replay 7", plan=Plan()))
+    run.do(SimpleNamespace(run=lambda _: pytest.fail("nothing comes after a failure"), kind="x"))
+    assert run.close() == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "FAILED; again: chaos --replay 7" in said
+    assert any("did not fill the queue" in line for line in said)
+    assert list(json.loads(said[-1])) == JSON_KEYS
+
+
 def test_the_usual_run_holds_every_part_that_a_target_needs():
     agenda = Agenda(Wanted(1800.0, 1))
     parts = [*agenda.first()]
