@@ -9,6 +9,7 @@ SIGKILLED = -9
 _DONE = 0
 _TAKEN_OVER = 1  # a writer that another one has taken over says so
 _NO_REDIS = 3  # Redis was away when it began
+_TOLD_EARLY = -15  # told to end before it listened: SIGTERM is ours alone
 _ABORTED = -6  # by a text
 _HUNG = {1, -11}  # ended by its watch; which shows threads that run, and may stumble over them
 _SHOWN = 1500
@@ -16,7 +17,7 @@ _SHOWN = 1500
 
 def strange(slot: Slot, *, is_poisoned: bool = False) -> list[int]:
     """The exit codes of a slot that nobody asked for; ``is_poisoned``: texts kill and hang."""
-    allowed = {SIGKILLED, _DONE, _NO_REDIS}
+    allowed = {SIGKILLED, _DONE, _NO_REDIS, _TOLD_EARLY}
     if slot.role == "aggregator":
         allowed.add(_TAKEN_OVER)
     if slot.role == "worker" and is_poisoned:
