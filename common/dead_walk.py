@@ -68,11 +68,12 @@ class DeadWalk:
         if not 0 < limit <= MAX_PAGE:
             raise InvalidInput(f"limit must be from 1 to {MAX_PAGE}", field="limit")
         last = _parse_cursor(cursor)
+        begin = last  # of all queues; each goes on from there by what it has read
         found: list[tuple[Place, DeadEntry]] = []
         looked_at = 0
         feeds = [_Feed(queue) for queue in await self._queues(wanted.tenant)]
         while looked_at < _MOST_LOOKED_AT:
-            batch = await self._next(feeds, last)
+            batch = await self._next(feeds, begin)
             if not batch:
                 return found, ""
             for place, entry in zip(batch, await self._read(batch), strict=True):

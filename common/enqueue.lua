@@ -168,10 +168,11 @@ if #fresh > 0 then
   end
 end
 -- A submission of which something was admitted lives its time from now on.
-if record[2] then
-  for at = 5, 7 do redis.call('EXPIRE', KEYS[at], record[2]) end
-  redis.call('EXPIRE', KEYS[5] .. ':errors', record[2])
+if is_below(2 ^ 31, record[2]) then
+  local ttl_s = text(tonumber(record[2]))
+  for at = 5, 7 do redis.call('EXPIRE', KEYS[at], ttl_s) end
+  redis.call('EXPIRE', KEYS[5] .. ':errors', ttl_s)
   redis.call('HSETNX', KEYS[5], 'begun', '1')
-  redis.call('ZADD', 'vf:subs:' .. tenant, 'XX', text(time[1] + record[2]), sub)
+  redis.call('ZADD', 'vf:subs:' .. tenant, 'XX', text(time[1] + ttl_s), sub)
 end
 return {'ok', tokens + fresh_tokens, bytes + fresh_bytes, unpack(numbers)}

@@ -158,6 +158,27 @@ async def test_pages_hold_each_entry_once_the_newest_first(fleet):
     assert len(theirs.entries) == 90
 
 
+@pytest.mark.parametrize("together", [1, 3, 100])
+async def test_pages_hold_each_entry_once_whenever_it_died(fleet, together):
+    """The order is that of seconds, in each of which so many died."""
+    for block in range(4):
+        await fleet.enqueue("s", block, 60, THEIRS if block % 2 else QUEUE)
+        fleet.refuse(range(60), queue=THEIRS if block % 2 else QUEUE)
+    for queue in (QUEUE, THEIRS):
+        for n, entry in enumerate(fleet.client.zrange(keys.dead(queue), 0, -1)):
+            fleet.client.zadd(keys.dead(queue), {entry: 2_000_000_000 + n // together})
+    for limit, tenant, count in ((100, None, 240), (7, None, 240), (100, "acme", 120)):
+        seen, cursor = [], ""
+        while True:
+            wanted = DeadFilter(tenant)
+            page = await fleet.letter.page(wanted, cursor=cursor, limit=limit, texts=False)
+            seen += [entry.id for entry in page.entries]
+            cursor = page.cursor
+            if not cursor:
+                break
+        assert len(set(seen)) == len(seen) == count
+
+
 async def test_filters(fleet):
     await fleet.enqueue("s", 0, 4)
     fleet.refuse([0, 1], PoisonText(field="text"))

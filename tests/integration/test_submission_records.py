@@ -80,6 +80,17 @@ async def test_one_into_which_nothing_went_is_forgotten_soon(client, book):
     assert WEEK_S - 60 < lives(client, "s") <= WEEK_S
 
 
+@pytest.mark.parametrize("ttl", ["x", "", "-5", "1e99", "7.5", None])
+async def test_a_record_that_others_have_written_stops_no_enqueue(client, book, ttl):
+    await open_one(book, "s")
+    if ttl is None:
+        client.hdel(keys.submission("s"), "ttl_s")
+    else:
+        client.hset(keys.submission("s"), "ttl_s", ttl)
+    await enqueue(book, "s")
+    assert len(Ledger(client, "w").claim([Ask(QUEUE, 1, 99)])) == 1
+
+
 async def test_what_has_begun_is_not_discarded(client, book):
     """Two calls with one key: what is admitted of the one stays when the other is refused."""
     await open_one(book, "s")
