@@ -1,6 +1,10 @@
 -- Cancel jobs, wherever they are. What waits is forgotten, what runs loses its lease, so that its
 -- worker's next heartbeat learns of it and its settlement is refused.
 --
+-- But a job that somebody waited for and that an engine may have is only left alone (vf_left), with
+-- its lease: its worker may be dead already, or die of it yet, and a job that nobody remembers would
+-- kill again each time that it is asked for. worker/heartbeat.lua tells a worker that lives.
+--
 -- KEYS  rq:job:{id} hash, one for each job
 -- also  rq:executions:{id} zset, rq:execution:{id}:{execution} hash, vf:lease:{queue} zset,
 --       rq:wip:{queue} zset, vf:load:{queue} hash, vf:sum:{line} hash: named after the job's id and
@@ -17,9 +21,15 @@ end
 
 local cancelled = 0
 for _, key in ipairs(KEYS) do
-  local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge')
+  local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge',
+    'vf_box', 'vf_attempts')
   local status, queue, cost = job[1], job[2], tonumber(job[3] or 0) or 0
-  if status == 'queued' then
+  local is_suspect = (tonumber(job[7] or 0) or 0) > 0  -- of what runs: this claim is counted
+  if job[6] and is_suspect and (status == 'queued' or status == 'started') then
+    redis.call('HDEL', key, 'vf_box', 'vf_deadline')
+    redis.call('HSET', key, 'vf_left', 1)
+    cancelled = cancelled + 1
+  elseif status == 'queued' then
     local size = redis.call('HSTRLEN', key, 'data') + JOB_BYTES
     redis.call('DEL', key)
     if job[4] then

@@ -10,6 +10,7 @@ from typing import Any
 from vecfleet.common import codec, limits
 from vecfleet.common.document import check_text
 from vecfleet.common.errors import InvalidInput, JobFailed, VecfleetError
+from vecfleet.common.hashing import text_key
 
 _NO_SUBMISSION = "."  # no submission's name begins so
 _MERGE = re.compile(r"vf\.[^.]+\.merge\.([0-9a-f]+)-\d+\.bulk")
@@ -116,7 +117,7 @@ def _told(error: bytes) -> tuple[str, str]:
 
 
 def documents_of(data: bytes) -> tuple[DeadDocument, ...]:
-    """The texts of an embed job, the ids of a deletion; nothing of what is neither."""
+    """The texts of a job, the ids of a deletion; nothing of what is neither."""
     try:
         _, (payload,), _ = codec.unpack_call(codec.inflate(data))
     except (VecfleetError, ValueError):
@@ -126,8 +127,24 @@ def documents_of(data: bytes) -> tuple[DeadDocument, ...]:
     ids, texts = payload.get("ids"), payload.get("texts")
     if isinstance(ids, list) and isinstance(texts, list) and len(ids) == len(texts):
         return tuple(DeadDocument(str(i), str(t)) for i, t in zip(ids, texts, strict=True))
+    if ids is None and isinstance(texts, list):  # somebody waited for these
+        return tuple(DeadDocument("", str(text)) for text in texts)
+    if isinstance(payload.get("documents"), list):
+        pair = [payload.get("query"), *payload["documents"]]
+        return tuple(DeadDocument("", str(text)) for text in pair)
     gone = payload.get("delete")
     return tuple(DeadDocument(str(i), None) for i in gone) if isinstance(gone, list) else ()
+
+
+def text_keys(data: bytes) -> list[str]:
+    """The digests under which the texts of a job are remembered when they kill."""
+    try:
+        _, (payload,), _ = codec.unpack_call(codec.inflate(data))
+        if "query" in payload:
+            return [text_key(payload["query"], text) for text in payload["documents"]]
+        return [text_key(text) for text in payload["texts"]]
+    except (VecfleetError, ValueError, TypeError, KeyError, AttributeError):
+        return []
 
 
 def edited(raw: bytes, text: str, document: str | None) -> tuple[bytes, int]:

@@ -92,7 +92,7 @@ redis.call('ZREM', dead, id)
 redis.call('PERSIST', job)
 uncount()
 redis.call('HDEL', job, 'vf_died', 'vf_died_with', 'vf_error', 'vf_kept', 'vf_box', 'vf_deadline',
-  'ended_at', 'exc_info')
+  'vf_left', 'ended_at', 'exc_info')
 if data ~= '' then redis.call('HSET', job, 'data', data) end
 if fields[4] then
   redis.call('HSET', job, 'vf_cost', tokens)

@@ -18,7 +18,14 @@ import redis.asyncio
 
 from vecfleet.common import keys
 from vecfleet.common.admission import Admission
-from vecfleet.common.dead_entry import FIELDS, DeadEntry, documents_of, edited, entry_of
+from vecfleet.common.dead_entry import (
+    FIELDS,
+    DeadEntry,
+    documents_of,
+    edited,
+    entry_of,
+    text_keys,
+)
 from vecfleet.common.dead_walk import MAX_PAGE, DeadFilter, DeadWalk, cursor_of
 from vecfleet.common.directory import Directory
 from vecfleet.common.errors import (
@@ -158,6 +165,8 @@ class DeadLetter:
             most = self._admission
             more = (attempts, most.max_tokens, most.max_bytes, data, tokens, most.max_shared_bytes)
             merges = (most.max_merge_bytes, most.max_unmerged_bytes)
+            if attempts:
+                await self._forget_poison(entry)
             done = await self._take_out("retry", entry, *more, *merges)
         if done == _CANCELLED:
             raise JobCancelled(f"submission {entry.submission} was cancelled")
@@ -193,6 +202,14 @@ class DeadLetter:
         except Unavailable:
             return None
         return frozenset(collection.uid for collection in found)
+
+    async def _forget_poison(self, entry: DeadEntry) -> None:
+        """What is tried again on purpose is not refused for what is remembered of it."""
+        raw = await self._redis.hget(keys.job(entry.id), "data")
+        pool = keys.QueueName.parse(entry.queue).pool
+        digests = text_keys(cast(bytes, raw or b""))
+        if digests:
+            await self._redis.zrem(keys.poison(pool), *(f"condemned:{one}" for one in digests))
 
     async def _take_out(self, what: str, entry: DeadEntry, *more: Any) -> int:
         names = [

@@ -26,6 +26,8 @@ VecfleetError
 ├── Unavailable                 503  unavailable             (carries retry_after_s)
 │   ├── NoWorker                503  no_worker
 │   ├── EngineBroken            503  engine_broken
+│   ├── EngineDied              503  engine_died
+│   ├── EngineStarting          503  engine_starting
 │   └── RedisUnavailable        503  redis_unavailable
 ├── DeadlineExceeded            504  deadline_exceeded
 ├── JobCancelled                409  job_cancelled
@@ -275,6 +277,18 @@ class EngineBroken(Unavailable):
     """The engine fails on everything; its worker ends, and others take its jobs over."""
 
     code = "engine_broken"
+
+
+class EngineDied(Unavailable):
+    """The engine's process died while it computed this; it is started anew."""
+
+    code = "engine_died"
+
+
+class EngineStarting(Unavailable):
+    """The engine is started anew after its process died; try again later."""
+
+    code = "engine_starting"
 
 
 class RedisUnavailable(Unavailable):

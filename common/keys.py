@@ -36,6 +36,9 @@ vf:sum:{line}              hash    the sums of vf:load over all tenants, with pa
 vf:parked:{queue}          list    jobs of embed queues that wait until this merge queue has room;
                                    counted in its vf:load as parked_tokens, _bytes and _jobs.
                                    written and emptied by claim
+vf:poison:{pool}           zset    named:{digest} or condemned:{digest} of a text that killed -> its
+                                   expiry, ms of Redis TIME; at most 1024. written by rescue,
+                                   removed by who computes such a text, and by a retry
 vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
 vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
 vf:reply_size:{box}        hash    TTL REPLY_TTL_S: bytes and number of the replies in a box that
@@ -207,6 +210,11 @@ def line(queue: QueueName) -> str:
 def load_of_all(queue: QueueName) -> str:
     """What waits in the queues of all tenants for the same work, or in all merge queues."""
     return f"vf:sum:{'merge' if queue.task == 'merge' else queue.line}"
+
+
+def poison(pool: str) -> str:
+    """The texts of which the pool's workers have died lately."""
+    return f"vf:poison:{pool}"
 
 
 def alive(box: str) -> str:

@@ -18,12 +18,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
 from vecfleet.common.errors import (
     EngineBroken,
+    EngineDied,
     EngineFailed,
+    EngineStarting,
     InvalidInput,
     JobCancelled,
     QueueFull,
@@ -32,7 +34,16 @@ from vecfleet.common.errors import (
 )
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import Counts, Heartbeat, OnEvent, Timing
-from vecfleet.worker.job import Answer, ClaimedJob, Failure, HandOn, Outcome, Release, Settlement
+from vecfleet.worker.job import (
+    Abandoned,
+    Answer,
+    ClaimedJob,
+    Failure,
+    HandOn,
+    Outcome,
+    Release,
+    Settlement,
+)
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.window import Window
@@ -41,6 +52,7 @@ log = logging.getLogger(__name__)
 
 _BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
 _ROOM_WAIT_S = 0.5
+_AWAY_S = 0.2
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _SETTLE_JOBS = 128
 _SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
@@ -50,6 +62,7 @@ _SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
 class _Running:
     job: ClaimedJob
     task: asyncio.Task[None] | None = None
+    is_stopped: bool = False
 
 
 class BatchWorker:
@@ -66,12 +79,14 @@ class BatchWorker:
         timing: Timing | None = None,
         on_event: OnEvent | None = None,
         on_broken: Callable[[], None] | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
         quarantine: Quarantine | None = None,
     ) -> None:
         """``on_broken`` is called when the engine can do nothing any more: the worker must end.
 
-        ``queues`` is asked before every claim: an aggregator's queues come and go. ``quarantine``
-        is the one that the handlers know, where they do.
+        ``is_ready`` tells, after a call found the engine away, whether it is back: until then
+        nothing is claimed. ``queues`` is asked before every claim: an aggregator's queues come and
+        go. ``quarantine`` is the one that the handlers know, where they do.
         """
         self._ledger = ledger
         self._queues = queues
@@ -81,10 +96,12 @@ class BatchWorker:
         self._timing = timing or Timing()
         self._on_event = on_event or (lambda name, count: None)
         self._on_broken = on_broken or (lambda: None)
+        self._is_ready = is_ready
         self._running: dict[str, _Running] = {}  # by execution; the loop's thread writes
         self._outcomes: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
         self._rests_until: dict[keys.QueueName, float] = {}  # time.monotonic
         self._stopping = threading.Event()
+        self._engine_is_away = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
         self._quarantine = quarantine or Quarantine(ledger, windows)
@@ -138,6 +155,9 @@ class BatchWorker:
         retries = turn = 0
         needs_calm = False  # a suspect waits until nothing of this lane is in flight
         while not self._stopping.is_set():
+            if not self._has_engine():
+                self._stopping.wait(_AWAY_S)
+                continue
             if needs_calm and not window.wait_until_empty(_ROOM_WAIT_S):
                 continue
             if window.wait_for_room(_ROOM_WAIT_S) is None:
@@ -161,6 +181,12 @@ class BatchWorker:
                 self._heartbeat.lost_reply.set()
                 self._pause(error, retries)
                 retries += 1
+
+    def _has_engine(self) -> bool:
+        """Whether there is an engine to claim for; asked only once a call has found it away."""
+        if self._engine_is_away.is_set() and self._is_ready():
+            self._engine_is_away.clear()
+        return not self._engine_is_away.is_set()
 
     def _claim(
         self, mine: Sequence[keys.QueueName], window: Window
@@ -253,8 +279,14 @@ class BatchWorker:
             async with asyncio.timeout(job.timeout_s):
                 outcome: Outcome = await handler.run(job)
         except asyncio.CancelledError:
-            self._drop(job)
+            self._stop(job)
             raise
+        except EngineDied:
+            self._engine_is_away.set()
+            outcome = Abandoned()
+        except EngineStarting:
+            self._engine_is_away.set()
+            outcome = Release()
         except EngineBroken as error:
             # Kept until the drain releases it: the job is not at fault, and is not charged.
             log.error("%s", error)
@@ -280,6 +312,14 @@ class BatchWorker:
         if isinstance(outcome, Release) and outcome.rest_s:
             self._rests_until[job.queue] = time.monotonic() + outcome.rest_s
         self._outcomes.put(Settlement(job, outcome))
+
+    def _stop(self, job: ClaimedJob) -> None:
+        """It was cancelled. One that nobody waits for any more is ours to forget, in Redis too."""
+        running = self._running.get(job.execution)
+        if running is not None and running.is_stopped:
+            self._finish(replace(job, box=""), Answer(None))
+        else:
+            self._drop(job)
 
     def _drop(self, job: ClaimedJob) -> None:
         """Forget a job that is not ours any more; there is nothing to settle."""
@@ -361,7 +401,7 @@ class BatchWorker:
                 self._give_back(job)
             if isinstance(settlement.outcome, Failure):
                 self._counts.failed += done
-            elif not isinstance(settlement.outcome, Release):
+            elif not isinstance(settlement.outcome, Release | Abandoned):
                 self._counts.succeeded += done
         self._note_idle()
         self._on_event("settled", sum(settled))
@@ -369,10 +409,16 @@ class BatchWorker:
     # What others take away
 
     def _abort(self, lost: set[str]) -> None:
-        """Stop working on jobs that were cancelled or taken over."""
+        """Stop working on jobs that were cancelled or taken over.
+
+        Once: the engine ends a cancelled call when it has let go of its texts.
+        """
         for running in list(self._running.values()):
             single = isinstance(self._handlers.get(running.job.function), One)
-            if running.job.execution in lost and single and running.task is not None:
+            if running.job.execution not in lost or running.is_stopped:
+                continue
+            if single and running.task is not None:
+                running.is_stopped = True
                 running.task.cancel()
         self._on_event("lost", len(lost))
 

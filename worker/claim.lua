@@ -24,10 +24,10 @@ local LARGE = 16384
 local FIELDS = {
   'vf_cost', 'vf_enqueued', 'vf_box', 'vf_sub', 'vf_block', 'vf_docs', 'vf_merge',
   'vf_version', 'vf_attempts', 'vf_refused', 'timeout', 'result_ttl', 'vf_named', 'vf_condemned',
-  'vf_from',
+  'vf_from', 'vf_left',
 }
 local COST, SUB, MERGE, ATTEMPTS, STATUS, DEADLINE = 1, 4, 7, 9, #FIELDS + 1, #FIELDS + 2
-local BLOCK, ORIGIN = 5, #FIELDS + 3
+local BLOCK, ORIGIN, LEFT = 5, #FIELDS + 3, 16
 local MOST_BLOCKS = 2 ^ 24  -- as enqueue.lua has it
 local ASKED = 6
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -42,7 +42,7 @@ local COUNT, NAME, MOST_DIGITS, MOST_CHARACTERS = '^%d+$', '^[%w_.-]+$', 16, 256
 local LOOKS = {
   [COST] = COUNT, [2] = COUNT, [3] = NAME, [SUB] = NAME, [BLOCK] = COUNT, [6] = COUNT,
   [MERGE] = '^vf%.[%w_-]+%.merge%.[%w_-]+%.bulk$', [8] = COUNT, [ATTEMPTS] = '^-?%d+$', [10] = COUNT,
-  [13] = COUNT, [14] = '^[%d,]+$', [15] = NAME, [DEADLINE] = COUNT,
+  [13] = COUNT, [14] = '^[%d,]+$', [15] = NAME, [LEFT] = COUNT, [DEADLINE] = COUNT,
 }
 
 -- Take what looks wrong out of job; returns the fields' names.
@@ -63,11 +63,13 @@ local function wrong_fields(job)
   return wrong
 end
 
--- Jobs whose text, client or submission is gone are dropped here, and never reach an engine.
+-- Jobs whose text, client or submission is gone are dropped here, and never reach an engine. Of a
+-- suspect the client may be gone: it runs to its verdict, for what kills must be remembered.
 local function is_gone(job, size)
   local deadline, sub = job[DEADLINE], job[SUB]
   if size == 0 or job[STATUS] == 'canceled' then return true end
-  if deadline and tonumber(deadline) < now_ms then return true end
+  local is_late = deadline and tonumber(deadline) < now_ms
+  if (is_late or job[LEFT]) and tonumber(job[ATTEMPTS] or 0) <= 0 then return true end
   return sub and redis.call('HGET', 'vf:sub:' .. sub, 'state') == 'cancelled'
 end
 

@@ -29,10 +29,11 @@ from vecfleet.common.limits import (
     estimate_tokens,
 )
 from vecfleet.common.metadata import check_metadata
+from vecfleet.worker.activity import Activity
 from vecfleet.worker.engine import Embeddings, Engine, Priority
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, HandOn, Outcome, Refused
 from vecfleet.worker.matryoshka import shortened
-from vecfleet.worker.quarantine import Quarantine, raise_errors
+from vecfleet.worker.quarantine import Quarantine, raise_errors, verdict
 from vecfleet.worker.shard import build_shard
 
 _PROBE = "Is anybody there?"
@@ -86,7 +87,11 @@ class _Block:
 class EmbedHandler:
     """Checks payloads, calls the engine, and packs what it says."""
 
-    def __init__(self, engine: Engine, quarantine: Quarantine) -> None:
+    def __init__(
+        self, engine: Engine, quarantine: Quarantine, packing: Activity | None = None
+    ) -> None:
+        """``packing`` is told of shards that are packed beside the loop."""
+        self._packing = packing or Activity()
         self._engine = engine
         self._quarantine = quarantine
         # Packing a shard takes a millisecond: beside the loop, or every query would wait for it.
@@ -101,7 +106,7 @@ class EmbedHandler:
             return await self._embed_block(job, payload)
         return await self._embed_texts(job, payload)
 
-    async def _embed_texts(self, job: ClaimedJob, payload: dict[str, Any]) -> Answer:
+    async def _embed_texts(self, job: ClaimedJob, payload: dict[str, Any]) -> Outcome:
         texts = _checked_texts(payload.get("texts"), MAX_INPUTS)
         card = self._engine.card
         dimensions = card.vector_length(payload.get("dimensions"))
@@ -117,10 +122,11 @@ class EmbedHandler:
             truncate=payload.get("truncate") is not False,
         )
         if job.condemned:
-            raise PoisonText(indices=job.condemned)  # who waits can do nothing with the others
+            return verdict(job, lambda place: {"texts": texts[place : place + 1]})
         if job.is_suspect:
             result = _joined(raise_errors(await self._one_by_one(job, texts, embed)))
         else:
+            self._quarantine.poison.check(job.queue.pool, [(text,) for text in texts])
             result = await embed(texts)
         vectors = shortened(result.vectors, dimensions)
         return Answer(
@@ -182,15 +188,19 @@ class EmbedHandler:
         self, job: ClaimedJob, texts: Sequence[str], embed: Callable[..., Awaitable[Embeddings]]
     ) -> list[Embeddings | EngineFailed | InvalidInput]:
         return await self._quarantine.one_by_one(
-            job, len(texts), lambda place: embed([texts[place]])
+            job,
+            len(texts),
+            lambda place: embed([texts[place]]),
+            texts=[(text,) for text in texts],
         )
 
     async def _embed_what_can_be(
         self, job: ClaimedJob, block: _Block
     ) -> tuple[Embeddings | None, list[Refused]]:
         """Embed the block; texts that the engine refuses are told apart and the rest goes on."""
-        refused: list[Refused] = []
-        left = list(range(len(block.texts)))
+        known = self._quarantine.poison.places(job.queue.pool, [(text,) for text in block.texts])
+        refused = [Refused(i, block.ids[i], PoisonText(field="text")) for i in known]
+        left = [i for i in range(len(block.texts)) if i not in known]
         while left:
             try:
                 texts = (
@@ -220,16 +230,17 @@ class EmbedHandler:
             raise EngineBroken(f"the engine fails on every text: {failure}") from failure
 
     def _pack(self, job_id: str, block: _Block, embeddings: Embeddings) -> bytes:
-        shard = build_shard(
-            job_id,
-            self._engine.card.space,
-            block.dimensions,
-            ids=block.ids,
-            texts=block.texts,
-            vectors=embeddings.vectors,
-            versions=block.versions,
-            metadata=block.metadata,
-        )
+        with self._packing.doing():
+            shard = build_shard(
+                job_id,
+                self._engine.card.space,
+                block.dimensions,
+                ids=block.ids,
+                texts=block.texts,
+                vectors=embeddings.vectors,
+                versions=block.versions,
+                metadata=block.metadata,
+            )
         return codec.pack_call(payloads.MERGE, shard)
 
 

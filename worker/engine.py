@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vecfleet.common.model import ModelCard
+
+EngineState = Literal["ready", "loading", "broken"]
 
 
 class Priority(IntEnum):
@@ -48,8 +50,10 @@ class EngineStats:
     busy_s: float  # time spent in forward passes
     pending_tokens: int  # waiting or in the running step
     bulk_step_p50_s: float  # median of the last 256 bulk forward passes, 0.0 before the first
-    is_loading: bool = False  # no step is done while the model is loaded anew
     bulk_tokens: int = 0  # those of ``tokens`` that were computed for bulk
+    stalled_s: float = 0.0  # for how long something that was given to it has not got on
+    state: EngineState = "ready"  # else its process died, and it takes no calls
+    loading_s: float = 0.0  # for how long it has been started anew
 
 
 class Engine(Protocol):
@@ -81,10 +85,12 @@ class Engine(Protocol):
         """Embed ``texts``, each with ``prompt`` put before it.
 
         ``prompt`` None stands for the prompt of the model's documents, which its space pins; most
-        models have none.  Cancelling the call drops the texts that no forward pass has taken yet.
+        models have none.  Cancelling the call drops the texts that no forward pass has taken yet,
+        and ends once none holds any of them: the process may still die of one.
         Raises ``TextsTooLong`` when ``truncate`` is false and a text is too long, ``EngineFailed``
-        when the model fails on some of these texts (both carry ``indices``), and ``Unavailable``
-        once the engine is closed.
+        when the model fails on some of these texts (both carry ``indices``), ``EngineDied`` when
+        the engine's own process dies meanwhile, ``EngineStarting`` until it is back, and
+        ``Unavailable`` once the engine is closed.
         """
         ...
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 
+from vecfleet.worker.activity import Activity
 from vecfleet.worker.calls import OnStep
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.vllm_requests import is_bulk
@@ -18,6 +19,7 @@ class EngineCounters:
 
     def __init__(self, on_step: OnStep | None) -> None:
         self._on_step = on_step
+        self.activity = Activity()
         self.tokens = self.bulk_tokens = self.texts = self.steps = self.pending_tokens = 0
         self._busy_s = 0.0
         self._busy_since: float | None = None
@@ -41,6 +43,7 @@ class EngineCounters:
         """A step ended that finished these; none in the midst of a text longer than a step."""
         now = time.perf_counter()
         self.steps += 1
+        self.activity.got_on()
         bulk = sum(map(is_bulk, request_ids))
         is_bulks = 2 * bulk > len(request_ids) or not request_ids  # a query is shorter than a step
         if self._last_step is not None and is_bulks:
@@ -57,7 +60,7 @@ class EngineCounters:
         if priority is Priority.BULK:
             self.bulk_tokens += tokens
 
-    def stats(self, *, is_loading: bool) -> EngineStats:
+    def stats(self) -> EngineStats:
         """What there is to tell now."""
         since = self._busy_since
         steps = list(self._bulk_steps_s)
@@ -68,6 +71,6 @@ class EngineCounters:
             busy_s=self._busy_s + (time.perf_counter() - since if since is not None else 0.0),
             pending_tokens=self.pending_tokens,
             bulk_step_p50_s=statistics.median(steps) if steps else 0.0,
-            is_loading=is_loading,
             bulk_tokens=self.bulk_tokens,
+            stalled_s=self.activity.stalled_s,
         )

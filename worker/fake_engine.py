@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -135,8 +135,9 @@ class FakeEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of embedding."""
-        return self._embedder.stats
+        """Counters of embedding; it stalls where either stalls."""
+        stats = self._embedder.stats
+        return replace(stats, stalled_s=max(stats.stalled_s, self._scorer.stats.stalled_s))
 
     async def embed(
         self,

@@ -6,7 +6,8 @@
 -- ARGV  1 worker   2 time, ISO 8601   3 lease, ms   4 worker's TTL, s   5 model's TTL, s
 --       6 model's name or ''   7 its card (msgpack)   8 how many pools   9 how many fields
 --       then the fields (name, value) of vf:worker, then for each job: id, execution, queue
--- Returns the executions that are no longer ours
+-- Returns the executions that are no longer ours, or that nobody waits for any more and no worker
+--       has died of: what runs of those may be stopped, and is then settled
 local worker, iso, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local worker_ttl_s, model_ttl_s, model = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local pools, fields = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -40,6 +41,8 @@ for at = 10 + 2 * fields, #ARGV, 3 do
     redis.call('ZADD', 'rq:executions:' .. id, text(now_ms / 1000 + lease_ms / 1000 + 60), execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, math.ceil(lease_ms / 1000) + 60)
     redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', iso)
+    local told = redis.call('HMGET', 'rq:job:' .. id, 'vf_left', 'vf_at')
+    if told[1] and not told[2] then lost[#lost + 1] = execution end
   else
     lost[#lost + 1] = execution
   end

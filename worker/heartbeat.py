@@ -106,6 +106,8 @@ class Heartbeat:
         state = "busy" if jobs else "idle"
         if self._draining.is_set():
             state = "draining"
+        elif says.state:
+            state = says.state
         elif says.status.get("paused"):
             state = "paused"
         says = replace(says, status={**says.status, "state": state, "jobs_in_flight": len(jobs)})

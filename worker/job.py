@@ -34,6 +34,7 @@ class ClaimedJob:
     named: int | None = None  # the place of the text at which its last worker died
     condemned: tuple[int, ...] = ()  # places of texts that have killed often enough
     is_apart: bool = False  # one document that its block went on without, tried again
+    is_left: bool = False  # whoever waited for the answer does so no longer
     is_stock: bool = False  # enqueued by a stock RQ Queue: nobody admitted it
     timeout_s: float | None = None
     result_ttl_s: int = keys.RESULT_TTL_S
@@ -98,6 +99,7 @@ class Failure:
     """The job failed and will not be tried again."""
 
     error: VecfleetError
+    refused: Sequence[Refused] = ()  # its texts for the dead letter, where a caller has the error
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,12 @@ class Release:
     rest_s: float = 0.0
 
 
-Outcome = Answer | HandOn | Commit | Failure | Release
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The engine died of it, or beside it: its lease ends now, and it is judged as by rescue."""
+
+
+Outcome = Answer | HandOn | Commit | Failure | Release | Abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
     """The job that a row of claim.lua's answer describes."""
     job_id, execution, _, claimed_us, data, cost, enqueued, box, sub, block, docs = row[:11]
     merge_queue, version, attempts, refused, timeout, result_ttl = row[11:17]
-    named, condemned, apart_from = row[17:20]
+    named, condemned, apart_from, left = row[17:21]
     is_stock = cost is None
     function, payload, size, error = _read_call(data)
     return ClaimedJob(
@@ -148,6 +155,7 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         named=None if named is None else _whole(named),
         condemned=tuple(_whole(place) for place in condemned.split(b",")) if condemned else (),
         is_apart=apart_from is not None,
+        is_left=left is not None,
         is_stock=is_stock,
         timeout_s=float(_whole(timeout)) or None,
         result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),

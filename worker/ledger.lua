@@ -6,7 +6,7 @@
 --   rq:results:{id} stream     rq:queues set              vf:lease:{queue} zset
 --   vf:load:{queue} hash       vf:bell:{line} list        vf:alive:{box} string
 --   vf:sum:{line} hash         vf:line:{line} zset        vf:clock:{line} zset
---   vf:outstanding:{uid} zset  vf:parked:{queue} list
+--   vf:outstanding:{uid} zset  vf:parked:{queue} list     vf:poison:{pool} zset
 --   vf:reply:{box} list        vf:sub:{sub} hash, with :ok and :bad bitmaps and :errors list
 --   vf:subs:{tenant} zset      vf:dead hash, vf:dead:hours hash, vf:dead:due zset
 --
@@ -132,9 +132,18 @@ local function give_back(id, queue)
   return true
 end
 
+-- Texts of which workers have died lately: named at first, condemned when it happened again.
+local function poison_of(queue)
+  return 'vf:poison:' .. (string.match(queue, '^vf%.[^.]*%.(.+)%.%a+$') or queue)
+end
+
+local function is_known(queue, member)
+  return tonumber(redis.call('ZSCORE', poison_of(queue), member) or 0) > now_ms
+end
+
 -- A job begins anew: whatever it was suspected of is forgotten.
 local function clear_suspicion(key)
-  redis.call('HDEL', key, 'vf_at', 'vf_named', 'vf_condemned', 'vf_deaths')
+  redis.call('HDEL', key, 'vf_at', 'vf_text', 'vf_named', 'vf_condemned', 'vf_deaths')
   redis.call('HSET', key, 'vf_attempts', 0)
 end
 
@@ -271,7 +280,7 @@ end
 -- reason is RQ's compressed text of the error, error the same as a msgpack map of ours.
 local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
   local key, results, dead = 'rq:job:' .. id, 'rq:results:' .. id, 'rq:failed:' .. queue
-  redis.call('HDEL', key, 'vf_at', 'vf_named', 'vf_condemned', 'vf_deaths')
+  redis.call('HDEL', key, 'vf_at', 'vf_text', 'vf_named', 'vf_condemned', 'vf_deaths')
   redis.call('HSET', key, 'status', 'failed', 'ended_at', iso, 'vf_died', text(now_ms),
     'vf_died_with', worker, 'vf_error', error)
   count_dead(key, queue, ttl_s)

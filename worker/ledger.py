@@ -17,7 +17,7 @@ from typing import Any, cast
 import redis
 
 from vecfleet.common import codec, keys
-from vecfleet.common.errors import JobCancelled, JobFailed
+from vecfleet.common.errors import JobCancelled, JobFailed, PoisonText
 from vecfleet.common.model import ModelCard
 from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.job import (
@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _RESCUE_AT_ONCE = 256
+KNOWN_TEXTS = 1024  # at most so many are remembered for a model, as named or condemned
+_NAMED_TTL_S = 300.0  # longer than a hung worker takes to end
+_CONDEMNED_TTL_S = 3600.0
 MAX_CONDEMNED = 8  # texts of one job; one that still kills is buried whole
+NAMED, CONDEMNED = "named", "condemned"
+_IS_CONDEMNED = -2  # mark.lua's answer
 _DATA = 4  # place of the data in a row of claim.lua's answer
 _INFLATED_BYTES = 32 << 20  # what one claim may decompress; Redis counts them compressed
 _DIED = "the job's worker died or lost its lease too often"
@@ -60,6 +65,7 @@ class Announcement:
     card: ModelCard | None = None
     pools: tuple[str, ...] = ()
     status: dict[str, str | int | float] = field(default_factory=dict)
+    state: str = ""  # where it is none of those that the heartbeat knows
 
 
 class Ledger:
@@ -192,6 +198,9 @@ class Ledger:
             codec.dumps(JobFailed(_DIED).to_wire()),
             _RESCUE_AT_ONCE,
             MAX_CONDEMNED,
+            int(_NAMED_TTL_S * 1000),
+            int(_CONDEMNED_TTL_S * 1000),
+            KNOWN_TEXTS,
             *map(str, queues),
         ]
         with translated():
@@ -199,23 +208,55 @@ class Ledger:
         return again, buried
 
     def mark(
-        self, job: ClaimedJob, place: int | None, urgent: Iterable[keys.QueueName] = ()
+        self,
+        job: ClaimedJob,
+        place: int | None,
+        urgent: Iterable[keys.QueueName] = (),
+        *,
+        digest: str = "",
     ) -> int:
         """Note that the engine gets the text at ``place`` of a suspect next; None: that it waits.
 
         Returns in how many of the ``urgent`` queues something waits; raises ``JobCancelled`` when
-        the job is no longer ours.
+        the job is no longer ours, and ``PoisonText`` when the text of this ``digest`` (see
+        common/hashing.py) was condemned in another job.
         """
         names = [keys.line(queue) for queue in urgent]
         at = "" if place is None else place
+        arguments = [job.id, job.execution, str(job.queue), at, digest]
         with translated():
-            waiting = int(self._mark(keys=names, args=[job.id, job.execution, str(job.queue), at]))
+            waiting = int(self._mark(keys=names, args=arguments))
+        if waiting == _IS_CONDEMNED:
+            raise PoisonText()
         if waiting < 0:
             raise JobCancelled(f"job {job.id} was cancelled or taken over")
         return waiting
 
+    def clear(self, job: ClaimedJob, digest: str) -> None:
+        """A text that was named ran well."""
+        with translated():
+            self._redis.zrem(keys.poison(job.queue.pool), f"{NAMED}:{digest}")
+
+    def known_texts(self, pools: Iterable[str]) -> dict[str, dict[str, str]]:
+        """For each pool, of the texts that have killed: digest -> ``NAMED`` or ``CONDEMNED``."""
+        pools = list(pools)
+        with translated():
+            seconds, _ = cast(Any, self._redis.time())
+            pipe = self._redis.pipeline(transaction=False)
+            for pool in pools:
+                pipe.zrangebyscore(keys.poison(pool), f"({seconds * 1000}", "+inf")
+            rows = pipe.execute()
+        found: dict[str, dict[str, str]] = {}
+        for pool, members in zip(pools, rows, strict=True):
+            kinds = (raw.decode().partition(":") for raw in members)
+            found[pool] = {digest: kind for kind, _, digest in kinds}
+        return found
+
     def heartbeat(self, jobs: Sequence[ClaimedJob], says: Announcement) -> set[str]:
-        """Renew the leases of ``jobs``; returns the executions that are no longer ours."""
+        """Renew the leases of ``jobs``; returns the executions that should be stopped.
+
+        They are no longer ours, or nobody waits for them.
+        """
         card = says.card
         names = [
             f"rq:worker:{self.worker}",

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from vecfleet.common import keys, payloads
 from vecfleet.common.errors import StaleWriter, VecfleetError
 from vecfleet.common.limits import WINDOW_TOKENS
 from vecfleet.common.redis_client import connect
+from vecfleet.worker.activity import Activity
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.engine import Engine
@@ -103,7 +105,9 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
     engine = await load(config.engine)
     try:
         card = engine.card
+        loop = asyncio.get_running_loop()
         queues = _engine_queues(engine)
+        pools = tuple(dict.fromkeys(queue.pool for queue in queues))
         status = EngineStatus(engine)
         windows = _engine_windows()
         gauge = MachineGauge(engine.device)
@@ -118,8 +122,13 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
             hurry.set()
 
         def announce() -> Announcement:
-            pools = tuple(dict.fromkeys(queue.pool for queue in queues))
-            return Announcement(card, pools, {**status.fields(), **watch.fields()})
+            says = {**status.fields(), **watch.fields()}
+            state = engine.stats.state
+            if state == "ready":
+                return Announcement(card, pools, says)
+            if state == "broken":
+                loop.call_soon_threadsafe(on_broken)
+            return Announcement(card, (), says, state)  # it serves no pool
 
         ledger = Ledger(
             client,
@@ -129,27 +138,38 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
             max_unmerged_bytes=config.max_unmerged_bytes,
         )
         urgent = [queue for queue in queues if queue.lane == "interactive"]
+        packing = Activity()
         quarantine = Quarantine(ledger, windows, urgent=lambda: urgent)
         worker = BatchWorker(
             ledger,
             queues=lambda: queues,
-            handlers=_engine_handlers(engine, quarantine),
+            handlers=_engine_handlers(engine, quarantine, packing),
             windows=windows,
             quarantine=quarantine,
             announce=announce,
             on_broken=on_broken,
+            is_ready=lambda: engine.stats.state == "ready",
             on_event=_saying(
                 f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
             ),
         )
-        progress = ProgressWatch(engine, config.max_step_s)
+        remember = partial(quarantine.poison.refresh, pools)
+        await asyncio.to_thread(remember)
+        remembering = asyncio.create_task(_every(keys.HEARTBEAT_S, remember, stop.set))
+        progress = ProgressWatch(
+            engine,
+            config.max_step_s,
+            loop=loop,
+            threads={"the packing of a shard has not ended": packing},
+        )
         progress.start()
         try:
             await worker.run(stop, hurry=hurry)
         finally:
             await asyncio.to_thread(progress.stop)
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            remembering.cancel()
+            await asyncio.gather(watching, remembering, return_exceptions=True)
             watch.close()
     finally:
         await engine.close()
@@ -173,10 +193,10 @@ def _engine_queues(engine: Engine) -> Sequence[keys.QueueName]:
     ]
 
 
-def _engine_handlers(engine: Engine, quarantine: Quarantine) -> Handlers:
+def _engine_handlers(engine: Engine, quarantine: Quarantine, packing: Activity) -> Handlers:
     handlers: dict[str, One | Many] = {}
     if "embed" in engine.card.tasks:
-        handlers[payloads.EMBED] = One(EmbedHandler(engine, quarantine))
+        handlers[payloads.EMBED] = One(EmbedHandler(engine, quarantine, packing))
     if "rerank" in engine.card.tasks:
         handlers[payloads.RERANK] = One(RerankHandler(engine, quarantine))
     return handlers

@@ -1,39 +1,72 @@
-"""Ends a worker whose engine hangs, so that others take its jobs over.
+"""Ends a worker in which something hangs, so that others take its jobs over.
 
-A heartbeat tells that a process lives, not that its engine does. Here the engine's steps are
-watched: with work waiting and none done for too long, the process ends. What does so is a thread of
-the C runtime (``faulthandler``), set back whenever there is progress, because an engine that hangs
-with the interpreter's lock held stops all threads of Python. It prints where each one stood.
+A heartbeat tells that a process lives, not that it gets on. Here is watched what could hang with
+jobs in hand: the engine (its steps, its tokeniser, its start after a death), the event loop, and
+the threads beside it. Where something takes too long, the process ends. What does so is a thread of
+the C runtime (``faulthandler``), set anew at each look, because code that hangs with the
+interpreter's lock held stops all threads of Python. It prints where each one stood.
 """
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import logging
 import sys
 import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from vecfleet.worker.activity import Activity
 from vecfleet.worker.engine import Engine
 
-_LOOKS = 8  # at the engine while one of its steps may take that long
+_LOOKS = 8  # while something may go on for that long
+_STARTS = 5.0  # so many times as long may an engine take that is started anew
+_LEAST_S = 0.01
 
 log = logging.getLogger(__name__)
 
 
-class ProgressWatch:
-    """Watches one engine from a thread of its own; one a process."""
+@dataclass(frozen=True, slots=True)
+class _Stall:
+    what: str
+    took_s: float
+    most_s: float
 
-    def __init__(self, engine: Engine, max_step_s: float) -> None:
-        """``max_step_s``: the longest that a step may take, and half as much again at most."""
+    @property
+    def left_s(self) -> float:
+        return self.most_s - self.took_s
+
+
+class ProgressWatch:
+    """Watches one worker from a thread of its own; one a process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_step_s: float,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        threads: Mapping[str, Activity] | None = None,
+    ) -> None:
+        """``max_step_s``: the longest that a step of the engine may take, or anything else.
+
+        ``threads``: what is done beside the ``loop``, each by what is said of it where it hangs.
+        """
         self._engine = engine
         self._max_step_s = max_step_s
         self._look_s = max_step_s / _LOOKS
+        self._event_loop = loop
+        self._threads = dict(threads or {})
+        self._loop_asked_at: float | None = None
+        self._has_told = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def start(self) -> None:
         """Begin to watch."""
-        self._set_back()
+        self._end_in(self._max_step_s)
         self._thread.start()
 
     def stop(self) -> None:
@@ -43,23 +76,43 @@ class ProgressWatch:
         faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
-        steps, idle_looks = -1, 0
         while not self._over.wait(self._look_s):
-            stats = self._engine.stats
-            if stats.steps != steps or not stats.pending_tokens or stats.is_loading:
-                steps, idle_looks = stats.steps, 0
-                self._set_back()
-                continue
-            idle_looks += 1
-            if idle_looks == _LOOKS - 1:
+            worst = min(self._stalls(), key=lambda stall: stall.left_s)
+            self._ask_loop()
+            self._end_in(min(worst.left_s, self._max_step_s))
+            if worst.left_s > self._look_s:
+                self._has_told = False
+            elif not self._has_told:
+                self._has_told = True
                 log.error(
-                    "the engine has done no step for %.3g s with %d tokens waiting: this worker "
-                    "ends, and others take its jobs over",
-                    idle_looks * self._look_s,
-                    stats.pending_tokens,
+                    "%s for %.3g s: this worker ends, and others take its jobs over",
+                    worst.what,
+                    worst.took_s,
                 )
 
-    def _set_back(self) -> None:
+    def _stalls(self) -> Iterator[_Stall]:
+        stats, most_s = self._engine.stats, self._max_step_s
+        yield _Stall("the engine has done no step", stats.stalled_s, most_s)
+        yield _Stall("the engine has been starting anew", stats.loading_s, _STARTS * most_s)
+        asked_at = self._loop_asked_at
+        loop_s = 0.0 if asked_at is None else time.monotonic() - asked_at
+        yield _Stall("the event loop has done nothing", loop_s, most_s)
+        for what, activity in self._threads.items():
+            yield _Stall(what, activity.stalled_s, most_s)
+
+    def _ask_loop(self) -> None:
+        if self._event_loop is None or self._loop_asked_at is not None:
+            return
+        self._loop_asked_at = time.monotonic()
+        try:
+            self._event_loop.call_soon_threadsafe(self._loop_answers)
+        except RuntimeError:
+            self._loop_asked_at = self._event_loop = None  # it is closed: the worker ends
+
+    def _loop_answers(self) -> None:
+        self._loop_asked_at = None
+
+    def _end_in(self, left_s: float) -> None:
         faulthandler.dump_traceback_later(
-            self._max_step_s, repeat=False, file=sys.__stderr__ or sys.stderr, exit=True
+            max(left_s, _LEAST_S), repeat=False, file=sys.__stderr__ or sys.stderr, exit=True
         )

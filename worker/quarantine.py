@@ -15,9 +15,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from vecfleet.common import keys
+from vecfleet.common import codec, keys
 from vecfleet.common.errors import (
     EngineFailed,
     InvalidInput,
@@ -27,8 +28,11 @@ from vecfleet.common.errors import (
     TextsTooLong,
     VecfleetError,
 )
-from vecfleet.worker.job import ClaimedJob
+from vecfleet.common.hashing import text_key
+from vecfleet.common.limits import estimate_tokens
+from vecfleet.worker.job import ClaimedJob, Failure, Refused
 from vecfleet.worker.ledger import Ledger
+from vecfleet.worker.poison import PoisonTexts
 from vecfleet.worker.window import Window
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Quarantine:
         urgent: Callable[[], Sequence[keys.QueueName]] = lambda: (),
     ) -> None:
         """``urgent`` names the queues whose jobs are let in between two texts of a suspect."""
+        self.poison = PoisonTexts(ledger)
         self._ledger = ledger
         self._windows = windows
         self._urgent = urgent
@@ -95,13 +100,20 @@ class Quarantine:
     # The loop
 
     async def one_by_one(
-        self, job: ClaimedJob, count: int, run: Callable[[int], Awaitable[T]]
+        self,
+        job: ClaimedJob,
+        count: int,
+        run: Callable[[int], Awaitable[T]],
+        *,
+        texts: Sequence[Sequence[str]] = (),
     ) -> list[T | EngineFailed | InvalidInput]:
         """What ``run`` makes of each text of a suspect, or the error that is this text's own.
 
-        The text at which its last worker died comes first, as nothing should hide its death. One
-        that is condemned is not run. Raises what is no text's fault.
+        ``texts``: each with what is computed together with it, to be remembered when it kills. The
+        text at which its last worker died comes first, as nothing should hide its death. One that
+        is condemned is not run. Raises what is no text's fault.
         """
+        digests = [text_key(*parts) for parts in texts] or [""] * count
         told: list[T | EngineFailed | InvalidInput] = [
             PoisonText(indices=[place]) for place in range(count)
         ]
@@ -112,26 +124,31 @@ class Quarantine:
             await self._be_alone()
             turn_ends = time.monotonic() + TURN_S
             for place in left:
-                if await self._note(job, place) and time.monotonic() > turn_ends:
-                    await self._note(job, None)
-                    await self._be_alone(_VISIT_S)
-                    await self._note(job, place)
-                    turn_ends = time.monotonic() + TURN_S
+                note = partial(self._note, job, place, digests[place])
                 try:
+                    if await note() and time.monotonic() > turn_ends:
+                        await self._note(job, None)
+                        await self._be_alone(_VISIT_S)
+                        await note()
+                        turn_ends = time.monotonic() + TURN_S
                     told[place] = await run(place)
                 except (EngineFailed, InvalidInput) as error:
                     told[place] = error
+                if place == job.named and digests[place]:
+                    await self._persist(self._ledger.clear, job, digests[place])
         return told
 
-    async def _note(self, job: ClaimedJob, place: int | None) -> int:
-        """Note where the job is; goes on until Redis has it. Returns how many urgent jobs wait."""
-        loop = asyncio.get_running_loop()
+    async def _note(self, job: ClaimedJob, place: int | None, digest: str = "") -> int:
+        """Note where the job is. Returns how many urgent jobs wait."""
         urgent = self._urgent() if place is not None else ()
+        return await self._persist(partial(self._ledger.mark, digest=digest), job, place, urgent)
+
+    async def _persist(self, call: Callable[..., T], *arguments: Any) -> T:
+        """What ``call`` returns, once Redis has answered."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                return await loop.run_in_executor(
-                    self._notes, self._ledger.mark, job, place, urgent
-                )
+                return await loop.run_in_executor(self._notes, call, *arguments)
             except (RedisUnavailable, QueueFull) as error:
                 log.warning("a suspect waits: %s", error)
                 await asyncio.sleep(_RETRY_S)
@@ -158,6 +175,20 @@ class Quarantine:
             jobs = sum(self._windows[lane].in_flight[0] for lane in mine)
             suspects = sum(lane in mine for lane in self._suspects.values())
             return jobs > suspects or any(self._claims[lane] for lane in mine)
+
+
+def verdict(job: ClaimedJob, alone: Callable[[int], dict[str, Any]]) -> Failure:
+    """The end of a call that somebody waits for and that has a condemned text.
+
+    Who waits can do nothing with the others. ``alone(place)`` are the fields of the payload of a
+    call on that text only, which goes to the dead letter.
+    """
+    refused = []
+    for place in job.condemned:
+        data = codec.pack_call(job.function, {**job.payload, **alone(place)})
+        tokens = estimate_tokens(len(data), 1)
+        refused.append(Refused(place, "", PoisonText(field="text"), data, tokens))
+    return Failure(PoisonText(indices=job.condemned), refused)
 
 
 def raise_errors(told: Sequence[T | EngineFailed | InvalidInput]) -> list[T]:

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from vecfleet.common.document import check_repeated, check_text, check_texts
-from vecfleet.common.errors import CorruptPayload, InvalidInput, PoisonText
+from vecfleet.common.errors import CorruptPayload, InvalidInput
 from vecfleet.common.limits import MAX_RERANK_DOCUMENTS
 from vecfleet.worker.engine import Engine, Priority, Scores
-from vecfleet.worker.job import Answer, ClaimedJob
-from vecfleet.worker.quarantine import Quarantine, raise_errors
+from vecfleet.worker.job import Answer, ClaimedJob, Outcome
+from vecfleet.worker.quarantine import Quarantine, raise_errors, verdict
 
 
 class RerankHandler:
@@ -23,7 +23,7 @@ class RerankHandler:
         self._engine = engine
         self._quarantine = quarantine
 
-    async def __call__(self, job: ClaimedJob) -> Answer:
+    async def __call__(self, job: ClaimedJob) -> Outcome:
         """Raises a ``VecfleetError`` where the payload is at fault."""
         payload = job.payload
         if not isinstance(payload, dict):
@@ -46,12 +46,13 @@ class RerankHandler:
             truncate=payload.get("truncate") is not False,
         )
         if not job.is_suspect:
+            self._quarantine.poison.check(job.queue.pool, pairs)
             result = await score(pairs)
         elif job.condemned:
-            raise PoisonText(indices=job.condemned)
+            return verdict(job, lambda place: {"documents": documents[place : place + 1]})
         else:
             told = await self._quarantine.one_by_one(
-                job, len(pairs), lambda place: score([pairs[place]])
+                job, len(pairs), lambda place: score([pairs[place]]), texts=pairs
             )
             result = _joined(raise_errors(told))
         return Answer(

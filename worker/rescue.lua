@@ -4,26 +4,42 @@
 -- doing when its worker died as well:
 --   ''      it waited while others ran: it is innocent, and not charged
 --   place   of the text that the engine had. The first time names the text, which runs first then;
---           the second time condemns it: it is refused, and the rest of the job goes on
+--           the second time condemns it: it is refused, and the rest of the job goes on. Both are
+--           remembered for a while with the text's digest (vf_text), for other jobs that hold it
 --   '*'     anything else: charged to the job as a whole, which is buried when it is the third time
 --
 -- KEYS  vf:lease:{queue} zset, one a queue; the rest as the ledger names them
 -- ARGV  1 most attempts   2 RQ's compressed reason for the dead letter   3 time, ISO 8601
 --       4 dead letter's TTL, s   5 reply's TTL, s   6 most replies   7 the error, msgpack map
---       8 most jobs a queue   9 most condemned texts of a job   then for each queue its name
+--       8 most jobs a queue   9 most condemned texts of a job   10 how long a named text is
+--       remembered, ms   11 the same of a condemned one   12 most texts that are remembered
+--       then for each queue its name
 -- Returns {queued again, buried}
 local most_attempts, reason, iso, dead_ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
 local most_condemned = tonumber(ARGV[9])
+local named_ms, condemned_ms, most_known = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local again, buried = 0, 0
 
+local function remember(queue, kind, digest, ms)
+  local known = poison_of(queue)
+  redis.call('ZREMRANGEBYSCORE', known, '-inf', text(now_ms))
+  redis.call('ZREM', known, 'named:' .. digest)
+  if redis.call('ZCARD', known) >= most_known then return end
+  redis.call('ZADD', known, text(now_ms + ms), kind .. ':' .. digest)
+  redis.call('EXPIRE', known, math.ceil(math.max(named_ms, condemned_ms) / 1000))
+end
+
 -- Whether a suspect whose worker died at one of its texts may run again.
-local function judge(key, at, attempts)
-  local found = redis.call('HMGET', key, 'vf_named', 'vf_condemned')
-  if found[1] ~= at then
+local function judge(key, queue, at, attempts)
+  local found = redis.call('HMGET', key, 'vf_named', 'vf_condemned', 'vf_text')
+  local digest = found[3] and #found[3] == 32 and string.match(found[3], '^%x+$')
+  if found[1] ~= at and not (digest and is_known(queue, 'named:' .. digest)) then
     redis.call('HSET', key, 'vf_named', at)
+    if digest then remember(queue, 'named', digest, named_ms) end
     -- A worker that dies at another text each time: that is not a text's fault for ever.
     return attempts < 2 * most_attempts
   end
+  if digest then remember(queue, 'condemned', digest, condemned_ms) end
   local condemned = (found[2] and found[2] .. ',' or '') .. at
   local _, commas = string.gsub(condemned, ',', '')
   redis.call('HDEL', key, 'vf_named')
@@ -32,19 +48,19 @@ local function judge(key, at, attempts)
   return commas < most_condemned
 end
 
-local function may_run_again(key, at, attempts)
+local function may_run_again(key, queue, at, attempts)
   redis.call('HDEL', key, 'vf_at')
   if at == '' then
     redis.call('HINCRBY', key, 'vf_attempts', -1)
     return true
   end
   redis.call('HINCRBY', key, 'vf_deaths', 1)
-  if at and at ~= '*' then return judge(key, at, attempts) end
+  if at and at ~= '*' then return judge(key, queue, at, attempts) end
   return attempts < most_attempts
 end
 
 for k, lease in ipairs(KEYS) do
-  local queue = ARGV[9 + k]
+  local queue = ARGV[12 + k]
   local expired = redis.call('ZRANGEBYSCORE', lease, '-inf', text(now_ms), 'LIMIT', 0, ARGV[8])
   for _, member in ipairs(expired) do
     local id, execution = string.match(member, '^(.-):(.*)$')
@@ -54,7 +70,7 @@ for k, lease in ipairs(KEYS) do
       'vf_block', 'vf_docs', 'vf_box', 'vf_refused', 'vf_at')
     if not job[1] then
       redis.call('DEL', key)
-    elseif may_run_again(key, job[8], tonumber(job[1])) then
+    elseif may_run_again(key, queue, job[8], tonumber(job[1])) then
       queue_job(id, queue, true)
       again = again + 1
     else

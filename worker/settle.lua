@@ -17,6 +17,7 @@
 --            the box
 --   finish   a stock job's result ({payload}) is kept for {target} seconds where RQ looks for it
 --   release  the job goes back to the front of its queue, and no attempt is charged
+--   abandon  its lease runs out now: whoever rescues, judges it as if its worker had died
 -- Returns 1 for each job that was settled, 0 for each that was no longer ours
 local STRIDE, MOST_RETRIES = 15, 100
 local worker, iso = ARGV[1], ARGV[2]
@@ -84,7 +85,11 @@ for at = 7, #ARGV, STRIDE do
   local box, reply, target, payload = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
   local sub, block = ARGV[at + 8], ARGV[at + 9]
   local docs, refused, errors = tonumber(ARGV[at + 10]), tonumber(ARGV[at + 11]), ARGV[at + 12]
-  if not unlease(id, execution, queue) then
+  if outcome == 'abandon' then
+    local member, lease = id .. ':' .. execution, 'vf:lease:' .. queue
+    begin_to_write()
+    settled[#settled + 1] = redis.call('ZADD', lease, 'XX', 'CH', 0, member)
+  elseif not unlease(id, execution, queue) then
     settled[#settled + 1] = 0
   else
     note_errors(sub, errors, most_errors)

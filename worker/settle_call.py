@@ -9,7 +9,16 @@ from typing import Any
 
 from vecfleet.common import codec
 from vecfleet.common.errors import VecfleetError
-from vecfleet.worker.job import Answer, Commit, Failure, HandOn, Refused, Release, Settlement
+from vecfleet.worker.job import (
+    Abandoned,
+    Answer,
+    Commit,
+    Failure,
+    HandOn,
+    Refused,
+    Release,
+    Settlement,
+)
 
 
 def settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
@@ -33,10 +42,13 @@ def settle_arguments(settlement: Settlement) -> tuple[Any, ...]:
             reply = codec.dumps([job.id, "ok", outcome.body])
         case Release():
             name = "release"
+        case Abandoned():
+            name = "abandon"
         case Failure(error):
-            # Whoever waits for an answer gets the error; only what nobody waits for is kept.
-            waits = bool(job.box) and not job.submission
-            name = "answer" if waits else "fail"
+            # Whoever waits for an answer gets the error; the job is kept only where nobody did.
+            waited = (bool(job.box) or job.is_left) and not job.submission
+            name = "answer" if waited else "fail"
+            refused = outcome.refused if waited else ()
             reply = codec.dumps([job.id, "error", error.to_wire()])
             payload, own_error = _reason_of(error), codec.dumps(error.to_wire())
             if job.submission:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
 from vecfleet.common.logs import shown
+from vecfleet.worker.activity import Activity
 from vecfleet.worker.batching import Batch, Batcher, Entry
 from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
@@ -94,7 +95,10 @@ class StepLoop(Generic[P]):
             priority: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-encode")
             for priority in Priority
         }
-        self._running_tokens = 0
+        self._running: Batch[_Call, P] | None = None
+        self._encoding: set[_Call] = set()
+        self._leaving: dict[_Call, asyncio.Future[None]] = {}  # cancelled, but in hand
+        self._activity = Activity()
         self._tokens = self._bulk_tokens = self._texts = self._steps = 0
         self._busy_s = 0.0
         self._bulk_steps_s: deque[float] = deque(maxlen=STEP_MEDIAN_OVER)
@@ -135,6 +139,16 @@ class StepLoop(Generic[P]):
             return rows
         loop = asyncio.get_running_loop()
         call = _Call(loop.create_future(), loop, priority, rows, count)
+        with self._activity.given():
+            self._begin(call, texts, encode, count if whole else CHUNK_TEXTS)
+            try:
+                return await call.future
+            finally:
+                if call.future.cancelled():
+                    self._forget(call)
+                    await self._let_go(call)
+
+    def _begin(self, call: _Call, texts: Sequence[T], encode: Encode[T, P], chunk: int) -> None:
         if _is_small(texts):
             call.encode_now = partial(encode, texts)
         with self._changed:
@@ -143,30 +157,26 @@ class StepLoop(Generic[P]):
                 self._to_encode.append(call)
                 self._changed.notify()
         if not call.encode_now:
-            chunk = count if whole else CHUNK_TEXTS
-            loop.run_in_executor(
-                self._encoders[priority], self._encode_chunks, call, texts, encode, chunk
+            call.loop.run_in_executor(
+                self._encoders[call.priority], self._encode_chunks, call, texts, encode, chunk
             )
-        try:
-            return await call.future
-        finally:
-            if call.future.cancelled():
-                self._forget(call)
 
     @property
     def stats(self) -> EngineStats:
         """Counters; safe to read from any thread."""
         with self._changed:
+            running = self._running.tokens if self._running else 0
             return EngineStats(
                 tokens=self._tokens,
                 texts=self._texts,
                 steps=self._steps,
                 busy_s=self._busy_s,
-                pending_tokens=self._batcher.pending_tokens + self._running_tokens,
+                pending_tokens=self._batcher.pending_tokens + running,
                 bulk_step_p50_s=statistics.median(self._bulk_steps_s)
                 if self._bulk_steps_s
                 else 0.0,
                 bulk_tokens=self._bulk_tokens,
+                stalled_s=self._activity.stalled_s,
             )
 
     async def close(self) -> None:
@@ -190,13 +200,27 @@ class StepLoop(Generic[P]):
         self, call: _Call, texts: Sequence[T], encode: Encode[T, P], chunk: int
     ) -> None:
         for start in range(0, len(texts), chunk):
-            if call not in self._calls or self._closing:
+            if self._closing:
                 return
             part = texts[start : start + chunk]
             if not self._encode_part(call, start, partial(encode, part)):
                 return
 
     def _encode_part(self, call: _Call, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
+        """Whether the call goes on."""
+        with self._changed:
+            if call not in self._calls:
+                return False
+            self._encoding.add(call)
+        try:
+            with self._activity.doing():
+                return self._encode(call, start, encode)
+        finally:
+            with self._changed:
+                self._encoding.discard(call)
+                self._tell_leaving()
+
+    def _encode(self, call: _Call, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
         try:
             encoded = encode()
         except TextsTooLong as error:
@@ -231,9 +255,10 @@ class StepLoop(Generic[P]):
                     self._encode_part(call, 0, call.encode_now)
             with self._changed:
                 batch = self._batcher.next_batch()
-                self._running_tokens = batch.tokens if batch else 0
+                self._running = batch
             if batch:
-                self._step(batch)
+                with self._activity.doing():
+                    self._step(batch)
         self._runner.close()
 
     def _has_work(self) -> bool:
@@ -247,7 +272,8 @@ class StepLoop(Generic[P]):
         took_s = time.perf_counter() - began
         finished = []
         with self._changed:
-            self._running_tokens = 0
+            self._running = None
+            self._tell_leaving()
             self._batcher.step_tokens = self._budget.tokens
             self._steps += 1
             self._tokens += batch.tokens
@@ -314,6 +340,22 @@ class StepLoop(Generic[P]):
             call.encode_now = None
             self._batcher.drop(call)
 
+    async def _let_go(self, call: _Call) -> None:
+        """Wait until neither a step nor an encoder holds any text of the call."""
+        with self._changed:
+            if not self._is_held(call):
+                return
+            gone = self._leaving[call] = call.loop.create_future()
+        await gone
+
+    def _is_held(self, call: _Call) -> bool:
+        running = self._running.entries if self._running else ()
+        return call in self._encoding or any(entry.call is call for entry in running)
+
+    def _tell_leaving(self) -> None:
+        for call in [call for call in self._leaving if not self._is_held(call)]:
+            _tell(call.loop, _let, self._leaving.pop(call))
+
     def _fail(self, call: _Call, error: VecfleetError) -> None:
         self._forget(call)
         _tell(call.loop, _settle, [(call, error)])
@@ -340,6 +382,11 @@ def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None
         loaded.set_result(None)
     else:
         loaded.set_exception(error)
+
+
+def _let(gone: asyncio.Future[None]) -> None:
+    if not gone.done():
+        gone.set_result(None)
 
 
 def _settle(finished: list[tuple[_Call, VecfleetError | None]]) -> None:

@@ -85,6 +85,7 @@ class VllmCore:
         self._llm = llm
         self._params = params
         self._vocabulary = vocabulary
+        self.in_flight = 0  # texts; at a death, those that it died with
 
     @classmethod
     def start(
@@ -133,6 +134,7 @@ class VllmCore:
             raise CoreDiedError(str(error)) from error
         except (VLLMClientError, ValueError) as error:
             raise TextRefusedError(str(error)) from error
+        self.in_flight += 1
         return Asked(request_id, collector)
 
     async def result(self, asked: Asked) -> tuple[NDArray[np.float32], int]:
@@ -144,6 +146,7 @@ class VllmCore:
             output = asked.collector.get_nowait() or await asked.collector.get()
         except EngineDeadError as error:
             raise CoreDiedError(str(error)) from error
+        self.in_flight -= 1
         row: NDArray[np.float32] = output.outputs.data.float().numpy()
         if self._params.task == "classify":
             row = relevance(row)
@@ -152,7 +155,9 @@ class VllmCore:
     async def forget(self, asked: Iterable[Asked]) -> None:
         """Drop texts that no step has taken yet."""
         if not self.is_dead:
-            await self._llm.abort([one.collector.request_id for one in asked], internal=True)
+            names = [one.collector.request_id for one in asked]
+            self.in_flight -= len(names)
+            await self._llm.abort(names, internal=True)
 
     @property
     def is_dead(self) -> bool:

@@ -1,31 +1,30 @@
 """Embeds and reranks with vLLM, on one GPU or several, or on a CPU.
 
 Texts are tokenised here, in threads, and go to vLLM's process as token ids; vectors come back as
-arrays.  vLLM answers a fault in a step with the death of its process.  It is then started anew, and
-what was in flight runs again with nothing beside it, in ever smaller parts where that dies too, so
-that a text which kills the process is found, and all others are computed.
+arrays.  vLLM answers a fault in a step with the death of its process.  Calls in flight then fail,
+and none is taken until it has been started anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vecfleet.common.errors import (
-    ConfigError,
+    EngineDied,
     EngineFailed,
     TextsTooLong,
     Unavailable,
     VecfleetError,
 )
 from vecfleet.common.logs import shown
-from vecfleet.worker.calls import CHUNK_TEXTS, Encode, OnStep, Rows, failure_of, said
+from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.engine_counters import EngineCounters
 from vecfleet.worker.engine_plan import EnginePlan
@@ -85,13 +84,7 @@ class VllmEngine(TextEngine):
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = 0
         self._closed = False
-        self._keeper = VllmKeeper(files, plan, self._counters.on_step_end)
-        # After a death: calls that are suspects, one of which runs at a time, and all others wait.
-        self._suspects = 0
-        self._found_one = False  # a text that vLLM dies of
-        self._alone = asyncio.Lock()
-        self._calm = asyncio.Event()
-        self._calm.set()
+        self._keeper = VllmKeeper(files, plan, self._counters.on_step_end, self._prove)
         self.card = files.card(
             dtype=plan.dtype,
             engine="vllm",
@@ -118,20 +111,13 @@ class VllmEngine(TextEngine):
         tokenizer = await asyncio.to_thread(load_tokenizer, files)
         engine = cls(files, plan, tokenizer, served_name, on_step)
         await engine._keeper.start()
-        try:
-            await engine._probe()
-        except CoreDiedError as error:
-            await engine.close()
-            raise ConfigError(
-                f"vLLM loads {files.name} but cannot run it here; its own messages tell why",
-                field="model",
-            ) from error
         return engine
 
     @property
     def stats(self) -> EngineStats:
         """See ``Engine.stats``. Busy is the time with texts in flight."""
-        return self._counters.stats(is_loading=self._keeper.is_restarting)
+        keeper = self._keeper
+        return replace(self._counters.stats(), state=keeper.state, loading_s=keeper.loading_s)
 
     async def close(self) -> None:
         """See ``Engine.close``."""
@@ -155,45 +141,60 @@ class VllmEngine(TextEngine):
             raise Unavailable("the engine is closed")
         if not count:
             return rows
+        core = self._keeper.living()
         call = _Call(priority, rows)
-        task = asyncio.create_task(self._run(call, texts, encode, count if whole else CHUNK_TEXTS))
-        self._tasks.add(task)
-        try:
-            await task
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if self._closed and not (current and current.cancelling()):
-                raise Unavailable("the engine was closed") from None
-            raise
-        finally:
-            self._tasks.discard(task)
+        with self._counters.activity.given():
+            chunk = count if whole else CHUNK_TEXTS
+            await self._finish(call, self._run(core, call, texts, encode, chunk))
         if failure := failure_of(call.failures):
             raise failure
         return rows
 
+    async def _finish(self, call: _Call, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        try:
+            await asyncio.shield(task)
+        except CoreDiedError:
+            raise EngineDied() from None
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._closed and not (current and current.cancelling()):
+                raise Unavailable("the engine was closed") from None
+            # vLLM does not say which texts a step holds. So queries, which are short, are computed
+            # though nobody waits, and the call ends once vLLM can die of none of them.
+            if call.priority is Priority.BULK:
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # it was asked for: nobody is to be told
+            raise
+        finally:
+            self._tasks.discard(task)
+
     async def _run(
-        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+        self,
+        core: VllmCore,
+        call: _Call,
+        texts: Sequence[T],
+        encode: Encode[T, Tokens],
+        chunk: int,
     ) -> None:
         """Compute a call's texts: tokenise a chunk, let it wait, and tokenise the next."""
         try:
-            try:
-                await self._calm.wait()
-                await self._ask_all(call, texts, encode, chunk)
-            except CoreDiedError:
-                await self._run_alone(call, [t for t in call.texts if not t.done])
-                # Those that were not even tokenised when it died.
-                rest = texts[len(call.texts) :]
-                if rest:
-                    await self._encode(call, rest, encode)
-                    await self._run_alone(call, [t for t in call.texts if not t.done])
+            await self._ask_all(core, call, texts, encode, chunk)
         finally:
             self._counters.forget(sum(text.length for text in call.texts if not text.done))
 
     async def _ask_all(
-        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens], chunk: int
+        self,
+        core: VllmCore,
+        call: _Call,
+        texts: Sequence[T],
+        encode: Encode[T, Tokens],
+        chunk: int,
     ) -> None:
         asked: list[tuple[_Text, Asked]] = []
-        core = self._keeper.living()
         try:
             for start in range(0, len(texts), chunk):
                 new = await self._encode(call, texts[start : start + chunk], encode)
@@ -210,8 +211,13 @@ class VllmEngine(TextEngine):
     ) -> list[_Text]:
         start = len(call.texts)
         encoder = self._encoders[call.priority]
+
+        def watched() -> list[Encoded[Tokens]]:
+            with self._counters.activity.doing():
+                return encode(texts)
+
         try:
-            encoded = await asyncio.get_running_loop().run_in_executor(encoder, encode, texts)
+            encoded = await asyncio.get_running_loop().run_in_executor(encoder, watched)
         except TextsTooLong as error:
             places = [start + index for index in error.indices]
             raise TextsTooLong(error.message, indices=places, field=error.field) from error
@@ -277,59 +283,9 @@ class VllmEngine(TextEngine):
         text.done = True
         self._counters.forget(text.length)
 
-    # -- after a death ----------------------------------------------------------------------
-
-    async def _run_alone(self, call: _Call, texts: Sequence[_Text]) -> None:
-        """Compute what was in flight when vLLM's process died, with nothing beside it."""
-        failures = len(call.failures)
-        self._suspects += 1
-        self._calm.clear()
-        try:
-            async with self._alone:
-                await self._bisect(call, list(texts))
-                self._found_one |= len(call.failures) > failures
-                if self._suspects == 1:
-                    await self._keeper.settled(explained=self._found_one)
-                    self._found_one = False
-        finally:
-            self._suspects -= 1
-            if not self._suspects:
-                self._calm.set()
-
-    async def _bisect(self, call: _Call, texts: list[_Text]) -> None:
-        if not texts:
-            return
-        core = await self._keeper.revived()
-        asked: list[tuple[_Text, Asked]] = []
-        try:
-            await self._ask(core, call, texts, asked)
-            await self._collect(core, call, asked)
-            return
-        except asyncio.CancelledError:
-            await self._abandon(core, call, asked)
-            raise
-        except CoreDiedError:
-            left = [text for text in texts if not text.done]
-        if len(left) == 1:
-            await self._prove_health()
-            self._fail(call, left[0], EngineFailed("vLLM's process dies of this text"))
-            return
-        middle = len(left) // 2
-        await self._bisect(call, left[:middle])
-        await self._bisect(call, left[middle:])
-
-    async def _prove_health(self) -> None:
-        """Raise ``EngineBroken`` when vLLM dies of any text, not only of that one."""
-        await self._keeper.revived()
-        try:
-            await self._probe()
-        except CoreDiedError as error:
-            raise self._keeper.give_up("vLLM's process dies of every text") from error
-
-    async def _probe(self) -> None:
-        core = self._keeper.living()
+    async def _prove(self, core: VllmCore) -> None:
+        """Compute a text that no caller sent."""
         (probe,) = self._tokenizer.texts([_PROBE], truncate=True)
         self._serial += 1
-        await core.result(
-            await core.ask(request_name(Priority.INTERACTIVE, 0, self._serial), probe.payload, 0)
-        )
+        name = request_name(Priority.INTERACTIVE, 0, self._serial)
+        await core.result(await core.ask(name, probe.payload, 0))

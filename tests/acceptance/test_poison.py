@@ -13,8 +13,8 @@ from servers import Process, eventually
 
 from vecfleet.common import codec, keys
 from vecfleet.common.document import cut_blocks, parse_document
-from vecfleet.common.errors import PoisonText
-from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.errors import DeadlineExceeded, PoisonText, Unavailable
+from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient
 from vecfleet.common.redis_client import connect_async
 from vecfleet.worker.fake_engine import ABORT, HANG
 
@@ -28,14 +28,14 @@ MAX_STEP_S = 4.0
 class Ward:
     """A fleet whose workers are started again when they die; their deaths are counted."""
 
-    def __init__(self, url: str, data: Path) -> None:
-        self.url, self.data = url, data
+    def __init__(self, url: str, data: Path, lease_s: float) -> None:
+        self.url, self.data, self.lease_s = url, data, lease_s
         self.deaths = 0
         self.processes: list[Process] = []
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self, role: str, step_s: float = 0.0) -> Process:
-        arguments = [ROLE, LEASE_S, 0, role, self.url, self.data, step_s, MAX_STEP_S]
+        arguments = [ROLE, self.lease_s, 0, role, self.url, self.data, step_s, MAX_STEP_S]
         process = Process([sys.executable, *map(str, arguments)])
         self.processes.append(process)
         return process
@@ -68,11 +68,11 @@ class Ward:
 @pytest.fixture
 def ward(redis_server_factory, tmp_path):
     @asynccontextmanager
-    async def open_ward(**options):
-        ward = Ward(redis_server_factory().url, tmp_path / "data")
+    async def open_ward(*, lease_s=LEASE_S, timeout_s=60.0, **options):
+        ward = Ward(redis_server_factory().url, tmp_path / "data", lease_s)
         try:
             await ward.begin(**options)
-            async with FleetClient(connect_async(ward.url), timeout_s=60) as client:
+            async with FleetClient(connect_async(ward.url), timeout_s=timeout_s) as client:
                 yield ward, client
         finally:
             await ward.close()
@@ -178,7 +178,43 @@ async def test_who_waits_for_a_poisonous_text_is_told_which_it_is(ward):
             await client.rerank("a question", ["fine", "fine too", f"{ABORT}"])
         assert raised.value.indices == (2,)
         assert fleet.deaths - before <= 3
-        assert await client.redis.keys("rq:job:*") == []
+        before = fleet.deaths
+        with pytest.raises(PoisonText) as raised:
+            await client.embed(["fine", f"a {ABORT} text"])
+        assert (raised.value.indices, fleet.deaths) == ((1,), before)
+        entries = (await client.dead_letter.page()).entries
+        assert {e.code for e in entries} == {"poison_text"}
+        texts = sorted([d.text for d in e.documents] for e in entries)
+        assert texts == [[f"a {ABORT} text"], ["a question", ABORT]]
+        left = {raw.decode() for raw in await client.redis.keys("rq:job:*")}
+        assert left == {keys.job(e.id) for e in entries}
+
+
+async def test_a_caller_that_gives_up_and_tries_again_costs_no_more_deaths(ward):
+    """At production's settings: the caller goes after 30 s, the verdict comes after 33."""
+    production = {"lease_s": 0, "timeout_s": DEFAULT_TIMEOUT_S, "workers": 2}
+    async with ward(**production) as (fleet, client):
+        text = f"a {ABORT} query"
+        with pytest.raises((DeadlineExceeded, PoisonText)):
+            await client.embed([text])
+        verdict = None
+
+        async def judged():
+            nonlocal verdict
+            try:
+                await client.embed([text])
+            except Unavailable:
+                return False  # it is being judged: come again
+            except PoisonText as error:
+                verdict = error
+                return True
+
+        await eventually(judged, 120, "the verdict")
+        assert verdict.indices == (0,)
+        assert fleet.deaths == 3
+        (entry,) = (await client.dead_letter.page()).entries
+        assert (entry.code, [d.text for d in entry.documents]) == ("poison_text", [text])
+        assert len(await client.embed(["all is well"])) == 1
 
 
 async def test_sigterm_in_the_quarantine_charges_nothing(ward):

@@ -15,7 +15,13 @@ from servers import eventually
 
 from vecfleet.common import codec, keys
 from vecfleet.common.codec import Serializer
-from vecfleet.common.errors import EngineFailed, InvalidInput, RedisUnavailable
+from vecfleet.common.errors import (
+    EngineDied,
+    EngineFailed,
+    EngineStarting,
+    InvalidInput,
+    RedisUnavailable,
+)
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.common.reply_box import ReplyBox
@@ -42,7 +48,16 @@ class Fleet:
         self.events: Counter[str] = Counter()
         self._workers: list[tuple[asyncio.Task, asyncio.Event, asyncio.Event]] = []
 
-    def start(self, handlers, *, name="w1", bulk_tokens=1000, lease_s=10.0, queues=(FAST, BULK)):
+    def start(
+        self,
+        handlers,
+        *,
+        name="w1",
+        bulk_tokens=1000,
+        lease_s=10.0,
+        queues=(FAST, BULK),
+        is_ready=lambda: True,
+    ):
         def count(event: str, number: int) -> None:
             self.events[event] += max(number, 1)
 
@@ -57,6 +72,7 @@ class Fleet:
             announce=lambda: Announcement(pools=("embed.5pace",)),
             timing=QUICK,
             on_event=count,
+            is_ready=is_ready,
         )
         stop, hurry = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(worker.run(stop, hurry=hurry))
@@ -300,6 +316,80 @@ async def test_a_cancelled_job_is_stopped_in_flight(fleet):
     async with asyncio.timeout(10):
         await stopped.wait()
     assert (await fleet.ask(2, {}))["got"] == {}
+
+
+async def test_a_job_whose_caller_went_is_stopped_and_forgotten_once_the_engine_lets_go(fleet):
+    began, lets_go = asyncio.Event(), asyncio.Event()
+    stops = 0
+
+    async def held(job):
+        nonlocal stops
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stops += 1
+            await lets_go.wait()
+            raise
+
+    await fleet.queues.enqueue(
+        FAST, [NewJob("j-1", codec.pack_call("held", 1), 1)], Route(box=fleet.box.name)
+    )
+    fleet.start({"held": One(held), "echo": One(echo)})
+    await began.wait()
+    assert await fleet.queues.cancel(["j-1"]) == 1
+    await eventually(lambda: fleet.events["lost"] > 2)
+    # A step may hold its text: if the worker died of it now, it must be remembered.
+    assert fleet.redis.zcard(keys.lease(FAST)) == fleet.redis.exists(keys.job("j-1")) == stops == 1
+    lets_go.set()
+    await eventually(lambda: not fleet.redis.exists(keys.job("j-1"), keys.lease(FAST)))
+
+
+async def test_what_was_in_an_engine_that_died_is_suspect_at_once_and_others_take_it(fleet):
+    is_ready = True
+    ran = []
+
+    async def compute(job):
+        nonlocal is_ready
+        ran.append((job.id, job.is_suspect))
+        is_ready = False
+        raise EngineDied
+
+    async def enqueue(number):
+        future = fleet.box.expect(f"j-{number}")
+        job = NewJob(f"j-{number}", codec.pack_call("compute", number), 1)
+        await fleet.queues.enqueue(FAST, [job], Route(box=fleet.box.name))
+        return future
+
+    first = await enqueue(1)
+    fleet.start({"compute": One(compute)}, is_ready=lambda: is_ready)
+    await eventually(lambda: fleet.events["rescued"] == 1)  # leases are 10 s, and it still lives
+    second = await enqueue(2)
+    told = fleet.redis.hmget(keys.job("j-1"), "status", "vf_attempts")
+    assert told == [b"queued", b"1"]
+    # This worker claims nothing; another one, whose engine lives, takes both over.
+    fleet.start({"compute": One(echo)}, name="w2")
+    assert await fleet.box.wait("j-1", first, 20) == {"got": 1}
+    assert await fleet.box.wait("j-2", second, 20) == {"got": 2}
+    assert ran == [("j-1", False)]
+
+
+async def test_what_came_while_the_engine_started_is_not_charged_and_runs_when_it_is_back(fleet):
+    is_ready = False
+    attempts = []
+
+    async def compute(job):
+        attempts.append(job.attempts)
+        if not is_ready:
+            raise EngineStarting
+        return Answer(job.payload)
+
+    fleet.start({"compute": One(compute)}, is_ready=lambda: is_ready)
+    asking = asyncio.create_task(fleet.ask(1, {"n": 1}, function="compute"))
+    await eventually(lambda: attempts and fleet.redis.llen(keys.queue_list(FAST)) == 1)
+    is_ready = True
+    assert await asking == {"n": 1}
+    assert attempts == [1, 1]
 
 
 @asynccontextmanager

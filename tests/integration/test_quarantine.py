@@ -9,11 +9,19 @@ import pytest
 from servers import eventually, wait_until
 
 from vecfleet.common import codec, keys
-from vecfleet.common.errors import EngineFailed, JobCancelled, PoisonText, TextsTooLong
+from vecfleet.common.errors import (
+    EngineFailed,
+    JobCancelled,
+    PoisonText,
+    TextsTooLong,
+    Unavailable,
+)
+from vecfleet.common.hashing import text_key
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.worker.job import Answer, Settlement
-from vecfleet.worker.ledger import MAX_CONDEMNED, Ask, Ledger
+from vecfleet.worker.ledger import KNOWN_TEXTS, MAX_CONDEMNED, Announcement, Ask, Ledger
+from vecfleet.worker.poison import PoisonTexts
 from vecfleet.worker.quarantine import Quarantine, raise_errors
 from vecfleet.worker.window import Window
 
@@ -168,6 +176,160 @@ async def test_a_note_is_taken_on_a_full_redis(client):
     client.config_set("maxmemory", 1_000_000)
     mine.mark(job, 7)
     assert client.hget(keys.job("j"), "vf_at") == b"7"
+
+
+# Callers that have gone, and texts that come again
+
+
+async def ask(client, name, *, box="box", deadline_ms=0):
+    route = Route(box=box, deadline_ms=deadline_ms)
+    await enqueue(client, name, route=route)
+
+
+async def cancel(client, *names):
+    async with connect_async(client.url) as connection:
+        return await QueueClient(connection).cancel(names)
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+async def test_who_gives_up_does_not_end_what_may_have_killed(client, deaths):
+    """Whenever the caller goes, the third death condemns the text."""
+    deaths_of = Deaths(client)
+    await ask(client, "j", deadline_ms=60_000)
+    for n in range(3):
+        if n == deaths:
+            jobs = Ledger(client, "dying", lease_s=5).claim([Ask(QUEUE, 9, 999)])
+            assert await cancel(client, "j") == 1  # its worker is dead already
+            if n:
+                deaths_of.other.mark(jobs[0], 0)
+            client.zadd(keys.lease(QUEUE), {f"j:{jobs[0].execution}": 1})
+            assert wait_until(lambda: deaths_of.other.rescue([QUEUE])) == (1, 0)
+        else:
+            assert deaths_of.die(*([0] if n else [])) == (1, 0)
+    (job,) = deaths_of.other.claim([Ask(QUEUE, 9, 999)])
+    assert (job.condemned, job.box, job.is_left) == ((0,), "", True)
+
+
+async def test_a_suspect_that_waits_is_left_alone_and_runs_past_its_deadline(client):
+    deaths = Deaths(client)
+    await ask(client, "j", deadline_ms=50)
+    assert deaths.die() == (1, 0)
+    await asyncio.sleep(0.06)
+    assert await cancel(client, "j") == 1
+    (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    assert job.is_suspect and job.is_left
+    # It went well after all, and nobody is to be told.
+    assert deaths.other.settle([Settlement(job, Answer({}))]) == [True]
+    assert client.keys("rq:job:*") == client.keys("*lease*") == []
+
+
+async def test_what_a_living_worker_has_is_stopped_when_its_caller_goes(client):
+    await ask(client, "j")
+    mine = Ledger(client, "mine")
+    (job,) = mine.claim([Ask(QUEUE, 1, 99)])
+    assert mine.heartbeat([job], Announcement()) == set()
+    assert await cancel(client, "j") == 1
+    assert mine.heartbeat([job], Announcement()) == {job.execution}
+    assert mine.settle([Settlement(job, Answer({}))]) == [True]
+    assert client.keys("rq:job:*") == client.keys("*lease*") == []
+
+
+async def test_what_was_left_and_released_is_dropped(client):
+    await ask(client, "j")
+    mine = Ledger(client, "mine")
+    (job,) = mine.claim([Ask(QUEUE, 1, 99)])
+    await cancel(client, "j")
+    assert mine.release([job]) == 1
+    assert mine.claim([Ask(QUEUE, 1, 99)]) == []
+    assert client.keys("rq:job:*") == []
+
+
+def die_at(client, deaths, digest):
+    """Claim the suspect at the head and die at its first text."""
+    (job,) = Ledger(client, "dying", lease_s=5).claim([Ask(QUEUE, 9, 999)])
+    deaths.other.mark(job, 0, digest=digest)
+    client.zadd(keys.lease(QUEUE), {f"{job.id}:{job.execution}": 1})
+    return wait_until(lambda: sum(found := deaths.other.rescue([QUEUE])) and found)
+
+
+async def test_a_text_that_killed_is_known_and_refused_in_other_jobs(client):
+    deaths, bad = Deaths(client), text_key("bad")
+    known = PoisonTexts(deaths.other)
+    pool, texts = QUEUE.pool, [("fine",), ("bad",)]
+    await enqueue(client, "j")
+    deaths.die()
+    known.refresh([pool])
+    known.check(pool, texts)
+    assert die_at(client, deaths, bad) == (1, 0)
+    known.refresh([pool])
+    with pytest.raises(Unavailable) as raised:
+        known.check(pool, texts)
+    assert raised.value.retryable and raised.value.retry_after_s
+    assert known.places(pool, texts) == []
+    assert die_at(client, deaths, bad) == (1, 0)
+    known.refresh([pool, FAST.pool])
+    with pytest.raises(PoisonText) as poison:
+        known.check(pool, texts)
+    assert poison.value.indices == (1,)
+    assert known.places("embed.other", texts) == []
+    # A suspect that holds it as well does not run it.
+    (first,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    deaths.other.settle([Settlement(first, Answer({}))])
+    await enqueue(client, "again")
+    deaths.die()
+    (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
+    with pytest.raises(PoisonText):
+        deaths.other.mark(job, 0, digest=bad)
+    assert client.hget(keys.job("again"), "vf_at") == b""
+    assert deaths.other.mark(job, 1, digest=text_key("fine")) == 0
+
+
+async def test_the_deaths_at_one_text_are_counted_over_the_jobs_that_hold_it(client):
+    deaths, bad = Deaths(client), text_key("bad")
+    await enqueue(client, "one", "two")
+    assert deaths.die() == (2, 0)
+    assert die_at(client, deaths, bad) == (1, 0)
+    client.lmove(keys.queue_list(QUEUE), keys.queue_list(QUEUE), "LEFT", "RIGHT")
+    assert die_at(client, deaths, bad) == (1, 0)
+    found = {job: deaths.fields(job)[2] for job in ("one", "two")}
+    assert sorted(found.values(), key=str) == ["0", None]
+    assert list(deaths.other.known_texts([QUEUE.pool])[QUEUE.pool].values()) == ["condemned"]
+
+
+async def test_what_is_remembered_is_bounded_and_ends(client):
+    deaths = Deaths(client)
+    key = keys.poison(QUEUE.pool)
+    client.zadd(key, {f"named:{n}": 2**50 for n in range(KNOWN_TEXTS)})
+    client.zadd(key, {"named:old": 1})
+    await enqueue(client, "j")
+    deaths.die()
+    die_at(client, deaths, text_key("bad"))
+    assert client.zcard(key) == KNOWN_TEXTS
+    client.delete(key)
+    die_at(client, deaths, "no digest")
+    assert client.zcard(key) == 0
+    deaths.die(1)
+    die_at(client, deaths, text_key("bad"))
+    assert 0 < client.ttl(key) <= 3600
+
+
+async def test_a_named_text_that_runs_well_is_forgotten(client):
+    deaths = Deaths(client)
+    await enqueue(client, "j")
+    deaths.die()
+    die_at(client, deaths, text_key("a"))
+    ward = Ward(client)
+    job = ward.claim()
+    assert job.named == 0
+    known = ward.ledger.known_texts([QUEUE.pool])[QUEUE.pool]
+    assert known == {text_key("a"): "named"}
+
+    async def run(place):
+        return place
+
+    texts = [("a",), ("b",)]
+    assert await ward.quarantine.one_by_one(job, 2, run, texts=texts) == [0, 1]
+    assert ward.ledger.known_texts([QUEUE.pool])[QUEUE.pool] == {}
 
 
 # The quarantine in a worker

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from engines.checkpoints import POISON
 from engines.passages import passages
-from engines.rigs import DEADLINE_S, load_vllm, vllm_processes
+from engines.rigs import DEADLINE_S, STEP_TOKENS, load_vllm, vllm_processes
 
-from vecfleet.common.errors import ConfigError, EngineBroken, EngineFailed, Unavailable
+from vecfleet.common.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineDied,
+    EngineStarting,
+    Unavailable,
+)
 from vecfleet.worker.engine import Priority
 from vecfleet.worker.model_files import find_model
 
@@ -63,73 +69,85 @@ async def test_vectors_of_real_passages_match_transformers(dtype, least):
     assert found.truncated.any()
 
 
-async def test_a_killed_process_is_started_again_and_nothing_is_lost(qwen3_embedding):
+async def ready_again(engine):
+    async with asyncio.timeout(2 * DEADLINE_S):
+        while engine.stats.state != "ready":
+            await asyncio.sleep(0.05)
+
+
+async def test_who_had_a_text_in_a_process_that_dies_is_told_and_it_comes_back(qwen3_embedding):
     engine = await load_vllm(qwen3_embedding)
     try:
-        expected = await engine.embed(sentences(400), priority=BULK)
+        expected = await engine.embed(sentences(40), priority=BULK)
         calls = [
             asyncio.create_task(engine.embed(sentences(400), priority=BULK)),
-            asyncio.create_task(engine.embed(sentences(40), priority=INTERACTIVE)),
+            asyncio.create_task(engine.embed(sentences(400), priority=INTERACTIVE)),
         ]
         while engine.stats.pending_tokens < 1000:
             await asyncio.sleep(0)
         before = {process.pid for process in vllm_processes()}
         for process in vllm_processes():
             process.kill()
-        found, query = await asyncio.gather(*calls)
+        for told in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(told, EngineDied)
+        assert engine.stats.state == "loading"
+        with pytest.raises(EngineStarting):
+            await engine.embed(sentences(3), priority=BULK)
+        await ready_again(engine)
+        found = await engine.embed(sentences(40), priority=BULK)
         np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
-        np.testing.assert_allclose(query.vectors, expected.vectors[:40], atol=1e-5)
         assert {process.pid for process in vllm_processes()}.isdisjoint(before)
-        assert engine.stats.pending_tokens == 0
+        assert engine.stats.pending_tokens == engine.stats.stalled_s == 0
     finally:
         await engine.close()
     await all_ended()
 
 
-async def test_a_text_that_kills_the_process_is_found(fragile_embedding):
-    engine = await load_vllm(fragile_embedding)
-    # What stands before vLLM and knows the model's vocabulary lets the poison pass.
-    keeper = engine._keeper
-    keeper.living()._vocabulary = 1 << 20
-    keeper.start = _lenient(keeper)
-    bad = sentences(4)
-    bad[2] = POISON
+async def test_a_death_with_nothing_in_hand_is_noticed(qwen3_embedding):
+    engine = await load_vllm(qwen3_embedding)
     try:
-        good, failed = await asyncio.gather(
-            engine.embed(sentences(60), priority=BULK),
-            engine.embed(bad, priority=BULK),
-            return_exceptions=True,
-        )
-        assert isinstance(failed, EngineFailed)
-        assert failed.indices == (2,)
-        after = await engine.embed(sentences(60), priority=BULK)
-        np.testing.assert_allclose(good.vectors, after.vectors, atol=1e-5)
+        for process in vllm_processes():
+            process.kill()
+        async with asyncio.timeout(DEADLINE_S):
+            while engine.stats.loading_s == 0:
+                await asyncio.sleep(0.05)
+        await ready_again(engine)
+        assert len((await engine.embed(sentences(3), priority=BULK)).vectors) == 3
     finally:
         await engine.close()
 
 
-def _lenient(keeper):
-    healthy = keeper.start
+async def test_a_text_that_kills_the_process_costs_one_death_and_nothing_later(fragile_embedding):
+    engine = await load_vllm(fragile_embedding)
+    # What stands before vLLM and knows the model's vocabulary lets the poison pass.
+    engine._keeper.living()._vocabulary = 1 << 20
+    try:
+        with pytest.raises(EngineDied):
+            await engine.embed([POISON], priority=BULK)
+        await ready_again(engine)
+        assert engine._keeper.step_tokens == STEP_TOKENS  # one text alone says nothing of steps
+        found = await engine.embed(sentences(60), priority=BULK)
+        assert np.isfinite(found.vectors).all()
+    finally:
+        await engine.close()
 
-    async def start():
-        await healthy()
-        keeper.living()._vocabulary = 1 << 20
 
-    return start
-
-
-async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embedding):
+@pytest.mark.parametrize("error", [EngineBroken("no process"), ConfigError("no memory is left")])
+async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embedding, error):
     engine = await load_vllm(qwen3_embedding)
 
-    async def start():
-        raise ConfigError("no memory is left")
+    async def load():
+        raise error
 
-    engine._keeper.start = start
+    engine._keeper.load = load
     for process in vllm_processes():
         process.kill()
     try:
+        async with asyncio.timeout(DEADLINE_S):
+            while engine.stats.state != "broken":
+                await asyncio.sleep(0.05)
         for _ in range(2):
-            with pytest.raises(EngineBroken):
+            with pytest.raises(EngineBroken, match=error.message):
                 await engine.embed(sentences(3), priority=BULK)
     finally:
         await engine.close()
@@ -149,11 +167,10 @@ async def test_closing_while_it_starts_again_leaves_nothing_behind(qwen3_embeddi
     before = {process.pid for process in vllm_processes()}
     for process in vllm_processes():
         process.kill()
-    call = asyncio.create_task(engine.embed(sentences(3), priority=BULK))
     async with asyncio.timeout(DEADLINE_S):
         while {process.pid for process in vllm_processes()} <= before:
             await asyncio.sleep(0.05)
     await engine.close()
     with pytest.raises(Unavailable):
-        await call
+        await engine.embed(sentences(3), priority=BULK)
     await all_ended()

@@ -1,0 +1,50 @@
+"""The texts of which workers have died lately, as one worker knows them.
+
+Rescue keeps them in Redis (rescue.lua). A worker reads them every two seconds, so that a call costs
+nothing more as long as there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from vecfleet.common.errors import PoisonText, Unavailable
+from vecfleet.common.hashing import text_key
+from vecfleet.worker.ledger import CONDEMNED, NAMED, Ledger
+
+_JUDGED_IN_S = 15.0  # a lease, and a look
+
+
+class PoisonTexts:
+    """What is remembered of texts that killed, for each pool; any thread may ask."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._known: Mapping[str, Mapping[str, str]] = {}
+
+    def refresh(self, pools: Iterable[str]) -> None:
+        """Read it again; raises ``RedisUnavailable``."""
+        self._known = self._ledger.known_texts(pools)
+
+    def places(self, pool: str, texts: Sequence[Sequence[str]], kind: str = CONDEMNED) -> list[int]:
+        """Which of ``texts``, each given with what is computed together with it, are known so."""
+        known = self._known.get(pool)
+        if not known:
+            return []
+        return [at for at, parts in enumerate(texts) if known.get(text_key(*parts)) == kind]
+
+    def check(self, pool: str, texts: Sequence[Sequence[str]]) -> None:
+        """Refuse a call that would kill again.
+
+        Raises ``PoisonText``, or ``Unavailable`` where a text is still to be judged: its workers
+        died twice, and which text they had is known of one of the two deaths.
+        """
+        if not self._known.get(pool):
+            return
+        if places := self.places(pool, texts):
+            raise PoisonText(indices=places)
+        if self.places(pool, texts, NAMED):
+            raise Unavailable(
+                "a worker has just died of a text of this call, and another one tries it alone",
+                retry_after_s=_JUDGED_IN_S,
+            )
