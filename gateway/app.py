@@ -27,6 +27,7 @@ from vecfleet.gateway.rerank import Rerank
 from vecfleet.gateway.routing import describe_keys
 from vecfleet.gateway.search import Search
 from vecfleet.gateway.submissions import SubmissionRoutes
+from vecfleet.gateway.unread import Unread
 
 OpenFleet = Callable[[], AbstractAsyncContextManager[object]]
 
@@ -57,11 +58,12 @@ def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None
         },
     )
     bodies = Bodies(config.limits)
+    unread = Unread(config.limits)
     metrics = HttpMetrics()
     # The routes under load come first: the router tries them in this order.
     for part in (
-        Embeddings(fleet, bodies, config),
-        Search(fleet, bodies, config),
+        Embeddings(fleet, bodies, config, unread),
+        Search(fleet, bodies, config, unread),
         Rerank(fleet, bodies, config),
         Ingest(fleet, bodies, config, metrics),
         Documents(fleet),
@@ -73,6 +75,8 @@ def create_app(fleet: Fleet, config: GatewayConfig, open_fleet: OpenFleet | None
         MetricsRoute(fleet, metrics),
     ):
         app.include_router(part.routes())
-    app.add_middleware(Door, bodies=bodies, metrics=metrics, config=config, keyring=keyring)
+    app.add_middleware(
+        Door, bodies=bodies, metrics=metrics, config=config, unread=unread, keyring=keyring
+    )
     describe_keys(app)
     return app

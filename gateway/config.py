@@ -17,6 +17,7 @@ class GatewayLimits:
 
     max_inference_body_bytes: int = 8 << 20  # every other JSON body
     max_buffered_bytes: int = 256 << 20  # bodies held in memory; tenants share them
+    max_unread_bytes: int = 256 << 20  # large answers on their way to clients; tenants share them
     max_line_bytes: int = 2 << 20  # one line of an NDJSON stream
     max_header_bytes: int = 64 << 10
     max_inputs: int = limits.MAX_INPUTS
@@ -31,6 +32,7 @@ class GatewayLimits:
     idle_timeout_s: float = 30.0  # a connection between two requests
     body_grace_s: float = 10.0  # a body may be silent for so long ...
     stream_grace_s: float = 60.0  # ... and an NDJSON stream for so long, ...
+    unread_silence_s: float = 30.0  # a client may take nothing of its answer for so long
     min_body_bytes_per_s: int = 1000  # ... with bytes at this rate on the average
     queue_full_wait_s: float = 20.0  # a stream waits so long for room in the queue
 

@@ -30,6 +30,7 @@ class RequestContext:
     body_open: bool = False  # there is a body that has not been read to its end
     body_encoded: bool = False  # gzip and the like
     buffered_bytes: int = 0  # held in memory for this request
+    unread_bytes: int = 0  # of its answer, where that is large
     disconnected: bool = False
     status: int = 0
     error_code: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vecfleet.common.errors import Forbidden, QueueFull, Unauthorized, VecfleetError
+from vecfleet.common.errors import Forbidden, QueueFull, Unauthorized, Unavailable, VecfleetError
 from vecfleet.common.logs import request_id
 from vecfleet.gateway.body import Bodies
 from vecfleet.gateway.caller import NOBODY
@@ -23,6 +23,7 @@ from vecfleet.gateway.identity import identify
 from vecfleet.gateway.keyring import Keyring
 from vecfleet.gateway.metrics import HttpMetrics
 from vecfleet.gateway.shares import Shares
+from vecfleet.gateway.unread import LARGE_BYTES, Unread, send_in_parts
 
 log = logging.getLogger("vecfleet.gateway.access")
 
@@ -42,12 +43,14 @@ class Door:
         bodies: Bodies,
         metrics: HttpMetrics,
         config: GatewayConfig,
+        unread: Unread,
         keyring: Keyring | None = None,
     ) -> None:
         """Without a ``keyring`` everybody may do everything, as the default tenant."""
         self._app = app
         self._bodies = bodies
         self._metrics = metrics
+        self._unread = unread
         self._keyring = keyring
         self._is_local = is_loopback(config.host)
         self._running = Shares(config.limits.max_connections)
@@ -64,13 +67,15 @@ class Door:
         context = begin(scope)  # type: ignore[arg-type]
         token = request_id.set(context.id)
         try:
-            await self._serve(scope, receive, _Answer(context, receive, send, self._lingering))
+            out = _Answer(scope, context, receive, send, self._lingering, self._unread)
+            await self._serve(scope, receive, out)
         finally:
             if context.watch is not None:
                 context.watch.cancel()
             if context.watcher is not None:
                 context.watcher.cancel()
             self._bodies.release(context)
+            self._unread.release(context)
             self._report(scope, context)
             request_id.reset(token)
 
@@ -130,13 +135,33 @@ def _who(context: RequestContext) -> str:
     return _KEYLESS if context.caller is NOBODY else context.caller.tenant
 
 
+def _length(message: Message) -> int:
+    """The bytes of the body that follows this start of an answer; 0 where it does not say."""
+    for name, value in message.get("headers", ()):
+        if name == b"content-length":
+            return int(value)
+    return 0
+
+
 class _Answer:
-    """The way out: adds the headers every answer has, and ends bodies that nobody read."""
+    """The way out: adds the headers every answer has, and ends bodies that nobody read.
+
+    A large answer that there is no room for becomes an error.
+    """
 
     def __init__(
-        self, context: RequestContext, receive: Receive, send: Send, lingering: Shares
+        self,
+        scope: Scope,
+        context: RequestContext,
+        receive: Receive,
+        send: Send,
+        lingering: Shares,
+        unread: Unread,
     ) -> None:
         self.context = context
+        self._scope = scope
+        self._unread = unread
+        self._is_refused = False
         self._lingering = lingering
         self._receive = receive
         self._send = send
@@ -144,7 +169,15 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         context = self.context
+        if self._is_refused:
+            return
         if message["type"] == "http.response.start":
+            try:
+                self._unread.take(context, _length(message))
+            except Unavailable as error:
+                await answer(error, self._scope["path"], context)(self._scope, self._receive, self)
+                self._is_refused = True
+                return
             context.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", context.id.encode())]
             if context.headers:
@@ -164,6 +197,9 @@ class _Answer:
                 finally:
                     self._lingering.give(who)
                 message = {"type": "http.response.body", "body": b""}
+        elif len(message.get("body", b"")) > LARGE_BYTES:
+            await send_in_parts(message, self._send)
+            return
         await self._send(message)
 
     async def _linger(self) -> None:

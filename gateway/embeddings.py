@@ -15,6 +15,7 @@ from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.routing import Routes
 from vecfleet.gateway.texts import Wishes, check_wishes, one_or_many, wishes
+from vecfleet.gateway.unread import Unread
 from vecfleet.gateway.vectors import list_answer, openai_answer
 
 _OPENAI_FIELDS = frozenset(
@@ -28,8 +29,9 @@ _TEI_FIELDS = frozenset(
 class Embeddings:
     """Texts to vectors."""
 
-    def __init__(self, fleet: Fleet, bodies: Bodies, config: GatewayConfig) -> None:
+    def __init__(self, fleet: Fleet, bodies: Bodies, config: GatewayConfig, unread: Unread) -> None:
         self._fleet = fleet
+        self._unread = unread
         self._bodies = bodies
         self._config = config
 
@@ -69,6 +71,8 @@ class Embeddings:
         fields.word(body, "user")
         card = await self._fleet.find_model(name, "embed")
         check_wishes(asked, card, texts, self._config.limits)
+        length = card.vector_length(asked["dimensions"])
+        self._unread.check_vectors(context_of(request), len(texts), length)
         with naming_texts("input", alone=isinstance(body["input"], str)):
             reply = await self._fleet.embed(
                 texts, model=card, truncate=truncate, tenant=tenant_of(request), **asked
@@ -89,6 +93,8 @@ class Embeddings:
         check_direction(body)
         card = await self._fleet.find_model(self._config.embed_model, "embed")
         check_wishes(asked, card, texts, self._config.limits)
+        length = card.vector_length(asked["dimensions"])
+        self._unread.check_vectors(context_of(request), len(texts), length)
         truncate = fields.flag(body, "truncate", False)
         with naming_texts("inputs", alone=isinstance(body["inputs"], str)):
             reply = await self._fleet.embed(

@@ -26,6 +26,7 @@ from vecfleet.gateway.protocol import protocol_class
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_UNSENT_BYTES = 128 << 10  # that the system takes of an answer before it can send them
 _RETRY_S = 0.5
 _TRY_AGAIN = 3  # as all commands say it
 _OTHER_FILES = 256  # that are open beside connections: libraries, Redis, the log
@@ -68,6 +69,8 @@ async def serve(
 
     app = create_app(fleet, config, opened)
     listener = listener or _listen(config.host, config.port)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # of its connections; so it is seen when clients read
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     listener.listen(_BACKLOG)  # whoever reads the line below may come at once
     settings = uvicorn.Config(
         app,

@@ -1,23 +1,31 @@
-"""uvicorn's HTTP protocol with what it lacks: a limit on headers, in bytes and in time."""
+"""uvicorn's HTTP protocol with what it lacks: limits on headers and on what is left unread."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vecfleet.gateway.config import GatewayLimits
 
+log = logging.getLogger(__name__)
+
+_TLS_BUFFER_BYTES = 64 << 10  # as without TLS
+
 
 class _Outlet:
     """A transport that takes nothing once it is closed, where uvloop's would raise.
 
-    uvicorn tells only the last of several pipelined requests that their connection has gone.
+    uvicorn tells only the last of several pipelined requests that their connection has gone. What
+    has not been read ``linger_s`` after the closing is thrown away: it would be kept for ever.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, linger_s: float) -> None:
         self._transport = transport
+        self._linger_s = linger_s
+        self._end: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -27,34 +35,55 @@ class _Outlet:
         if not self._transport.is_closing():
             self._transport.write(data)
 
+    def close(self) -> None:
+        """Close once what was written is sent, or ``linger_s`` have passed."""
+        self._transport.close()
+        if self._end is None and self._transport.get_write_buffer_size():
+            loop = asyncio.get_running_loop()
+            self._end = loop.call_later(self._linger_s, self._transport.abort)
+
+    def closed(self) -> None:
+        """There is nothing to wait for any more."""
+        if self._end is not None:
+            self._end.cancel()
+
 
 def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
     """A protocol that closes connections whose headers are endless or come too slowly.
 
+    So it does where the client does not read: when next to nothing of what waits could be sent for
+    ``unread_silence_s``.
+
     Where there are too many connections, a new one takes the place of the one that has been without
     a request for the longest time: who sends nothing cannot keep out who does.
     """
-    without_request: dict[asyncio.Protocol, asyncio.BaseTransport] = {}  # the oldest first
+    without_request: dict[asyncio.Protocol, _Outlet] = {}  # the oldest first
 
     class GuardedProtocol(HttpToolsProtocol):
         _header_bytes = 0
         _in_headers = True
         _header_timer: asyncio.TimerHandle | None = None
+        _unread_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self.transport = _Outlet(transport)  # type: ignore[assignment]
+            if self.scheme == "https":
+                self.transport.set_write_buffer_limits(_TLS_BUFFER_BYTES)
+            self._outlet = _Outlet(self.transport, limits.unread_silence_s)
+            self.transport = self._outlet  # type: ignore[assignment]
             self._await_headers(limits.header_timeout_s)
             if len(self.connections) >= limits.max_connections and without_request:
                 oldest = next(iter(without_request))
                 self.connections.discard(oldest)
                 without_request.pop(oldest).close()
-            without_request[self] = transport
+            without_request[self] = self._outlet
 
         def connection_lost(self, exc: Exception | None) -> None:
             without_request.pop(self, None)
             self._stop_timer()
+            self._stop_waiting()
             super().connection_lost(exc)
+            self._outlet.closed()
 
         def data_received(self, data: bytes) -> None:
             if self._in_headers:
@@ -75,8 +104,25 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             self._in_headers = True
             if not self.pipeline and not self.transport.is_closing():
-                without_request[self] = self.transport
+                without_request[self] = self._outlet
             super().on_response_complete()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread_timer = self.loop.call_later(limits.unread_silence_s, self._cut_off)
+
+        def resume_writing(self) -> None:
+            self._stop_waiting()
+            super().resume_writing()
+
+        def _cut_off(self) -> None:
+            log.info("a client did not read its answer for %g s", limits.unread_silence_s)
+            self.transport.abort()
+
+        def _stop_waiting(self) -> None:
+            if self._unread_timer is not None:
+                self._unread_timer.cancel()
+                self._unread_timer = None
 
         def _await_headers(self, seconds: float) -> None:
             self._header_timer = self.loop.call_later(seconds, self._too_late)

@@ -20,6 +20,7 @@ from vecfleet.gateway.context import RequestContext, context_of
 from vecfleet.gateway.fleet import Fleet
 from vecfleet.gateway.rerank import ranked
 from vecfleet.gateway.routing import Routes, json_response
+from vecfleet.gateway.unread import Unread
 
 _FIELDS = frozenset(
     ("query", "vector", "top_k", "threshold", "exact", "task_description", "instruction", "rerank")
@@ -41,8 +42,9 @@ class Reranking:
 class Search:
     """Query texts and vectors to documents."""
 
-    def __init__(self, fleet: Fleet, bodies: Bodies, config: GatewayConfig) -> None:
+    def __init__(self, fleet: Fleet, bodies: Bodies, config: GatewayConfig, unread: Unread) -> None:
         self._fleet = fleet
+        self._unread = unread
         self._bodies = bodies
         self._config = config
 
@@ -79,6 +81,7 @@ class Search:
         threshold = fields.number(body, "threshold", None, -1.0, 1.0)
         exact = fields.flag(body, "exact", False)
         rerank = self._reranking(body)
+        self._unread.check_documents(context, top_k)
         collection = await self._fleet.collection(
             request.path_params["collection"], tenant=context.caller.tenant
         )
@@ -111,6 +114,7 @@ class Search:
         top_k = fields.whole(body, "top_k", 10, 1, self._config.limits.max_top_k) or 10
         threshold = fields.number(body, "score_threshold", 0.7, -1.0, 1.0)
         check_text(body.get("query"), "query")
+        self._unread.check_documents(context, top_k)
         collection = await self._default_collection(context.caller.tenant)
         vector = await self._query_vector(context, collection, body)
         reply = await self._fleet.search(collection, vector, top_k=top_k, threshold=threshold)

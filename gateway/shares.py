@@ -16,12 +16,15 @@ class Shares:
 
     def take(self, tenant: str, amount: int = 1) -> bool:
         """Take ``amount``, unless the tenant holds more by now than would be left free."""
-        held = self._held.get(tenant, 0)
-        if held > self._most - self._total - amount:
+        if not self.has_room(tenant, amount):
             return False
-        self._held[tenant] = held + amount
+        self._held[tenant] = self._held.get(tenant, 0) + amount
         self._total += amount
         return True
+
+    def has_room(self, tenant: str, amount: int = 1) -> bool:
+        """Whether ``take`` would take so much now."""
+        return self._held.get(tenant, 0) <= self._most - self._total - amount
 
     def give(self, tenant: str, amount: int = 1) -> None:
         """Give back what was taken."""

@@ -24,7 +24,7 @@ def test_an_answer_to_a_closed_connection_goes_nowhere(make_loop):
 
         class Server(asyncio.Protocol):
             def connection_made(self, transport):
-                outlets.append(_Outlet(transport))
+                outlets.append(_Outlet(transport, linger_s=60))
                 outlets[0].write(b"hello")
 
             def connection_lost(self, exc):
