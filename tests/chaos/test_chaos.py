@@ -150,7 +150,9 @@ def test_what_redis_lost_is_told_and_sent_again(tmp_path, persistence):
 
 
 def test_what_waits_for_a_writer_parks_and_goes_on_whoever_dies(tmp_path):
-    plan = replace(QUICK, seed=SEED, producers=3, http_clients=0, max_merge_bytes=2_000)
+    plan = replace(QUICK, seed=SEED, producers=4, http_clients=0, max_merge_bytes=1_000)
+    # A deletion would wait for the writer, and not for room.
+    plan = replace(plan, deletes=False, given_share=False)
     with Fleet(tmp_path, plan) as fleet:
         for dies in ("worker", "aggregator", "worker"):
             wait_for_progress(fleet, 3)
