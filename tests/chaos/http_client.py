@@ -80,6 +80,19 @@ class GatewayClient(Client):
                     return False
             time.sleep(POLL_S)
 
+    def until_it_holds(self, now: Operation, send: Any) -> str:
+        """Send until it is acknowledged, and again where Redis lost it; the submission's id."""
+        while True:
+            submission: str = send()
+            if self.given.until == "accepted":
+                return submission
+            self.ledger.note("accepted", now.number, submission=submission)
+            if self.is_done(submission):
+                self.ledger.note("done", now.number, submission=submission)
+                return submission
+            self.ledger.note("lost", now.number, submission=submission)
+            log.warning("%s: lost by Redis, which was told; sending it again", now.name)
+
     def close(self) -> None:
         self._http.close()
 
@@ -96,26 +109,13 @@ class HttpClient(GatewayClient):
         if now.is_delete:
             now = replace(now, ids=now.ids[:_DELETED_AT_ONCE])
             for id in now.ids:
-                self._until_it_holds(now, lambda id=id: self._delete(now, id))
+                self.until_it_holds(now, lambda id=id: self._delete(now, id))
             self.ledger.acknowledge(now)
         elif self.given.cancels == "yes" and chance.random() < _CANCELS:
             self._cancel(now, chance.random() * POLL_S)
         else:
-            told = self._until_it_holds(now, lambda: self.post(now).json()["submission_id"])
+            told = self.until_it_holds(now, lambda: self.post(now).json()["submission_id"])
             self.ledger.acknowledge(now, submission=told)
-
-    def _until_it_holds(self, now: Operation, send: Any) -> str:
-        """Send until it is acknowledged, and again where Redis lost it; the submission's id."""
-        while True:
-            submission: str = send()
-            if self.given.until == "accepted":
-                return submission
-            self.ledger.note("accepted", now.number, submission=submission)
-            if self.is_done(submission):
-                self.ledger.note("done", now.number, submission=submission)
-                return submission
-            self.ledger.note("lost", now.number, submission=submission)
-            log.warning("%s: lost by Redis, which was told; sending it again", now.name)
 
     def _delete(self, now: Operation, id: str) -> str:
         path = f"/collections/{self.given.collection}/documents/{id}"

@@ -29,7 +29,7 @@ class KeeperClient(GatewayClient):
         self.ask_until((201,), "PUT", path, json={"model": MODEL}, timeout=_TIMEOUT_S)
         ids = tuple(f"{self.given.name}:{now.number}.{n}" for n in range(_DOCUMENTS))
         now = replace(now, ids=ids, is_delete=False)
-        told = self.post(now, name).json()["submission_id"]
+        told = self.until_it_holds(now, lambda: self.post(now, name).json()["submission_id"])
         self.ledger.acknowledge(now, collection=name, submission=told)
 
     def _post_to_its_end(self, now: Operation, name: str) -> None:
