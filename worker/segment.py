@@ -32,6 +32,7 @@ from vecfleet.worker.durable import CrashPoint, no_crash, publish, write_all
 from vecfleet.worker.index_policy import SIGNS_WORK
 from vecfleet.worker.page import SLOT_BITS, PageRow, read_page
 from vecfleet.worker.rows import Mask, RowNumbers, Rows, shifted_locators
+from vecfleet.worker.segment_check import rows_fault, table_fault
 from vecfleet.worker.signs import Codes, code_bytes, sign_codes
 
 MAGIC = b"VFSEGM01"
@@ -58,6 +59,7 @@ _DTYPES: dict[str, Any] = {
     "order": "<u4",
     "filter": "|b1",  # whether a key begins with these bits; 8 to 16 places a row
 }
+_WIDTHS = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()}
 FILTER_PLACES_PER_ROW = 8
 SIGNS = "signs"  # the optional column, rows x code_bytes; last in the file
 _PIECE_ROWS = 4096
@@ -110,6 +112,7 @@ class Segment:
         segment = cls(path, buffer, _read_table(path, buffer))
         if not own and not (just_written and size > LARGE_BYTES):
             segment._verify({"pages"})
+            segment._check_rows()
         return segment
 
     def __len__(self) -> int:
@@ -167,6 +170,10 @@ class Segment:
         offset, length, _ = self._table["columns"][name]
         dtype = np.dtype(_DTYPES.get(name, "|u1"))
         return np.frombuffer(self.buffer, dtype, length // dtype.itemsize, offset)
+
+    def _check_rows(self) -> None:
+        if fault := rows_fault(self.rows, self.sorted_keys, self.order, self._filter):
+            raise CorruptSegment(f"the {fault} of {self.path.name} do not fit together")
 
     def _verify(self, skipped: set[str]) -> None:
         view = memoryview(self.buffer)
@@ -284,7 +291,13 @@ def _read_table(path: Path, buffer: mmap.mmap) -> dict[str, Any]:
     # Of nothing at all the checksum is 0: a header of zeros would pass.
     if magic != MAGIC or not 0 < length <= HEADER_BYTES or zlib.crc32(raw) != crc:
         raise CorruptSegment(f"the header of {path.name} is damaged")
-    table: dict[str, Any] = msgpack.unpackb(raw)
-    if table["size"] != len(buffer):
-        raise CorruptSegment(f"{path.name} has {len(buffer)} bytes instead of {table['size']}")
-    return table
+    try:
+        table: Any = msgpack.unpackb(raw)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CorruptSegment(f"the header of {path.name} cannot be read: {error}") from error
+    if fault := table_fault(table, len(buffer), _WIDTHS, SIGNS, HEADER_BYTES, ALIGN_BYTES):
+        raise CorruptSegment(f"{fault} in {path.name} cannot be right")
+    if table.get("size") != len(buffer):
+        raise CorruptSegment(f"{path.name} has {len(buffer)} bytes, not what its header says")
+    told: dict[str, Any] = table
+    return told

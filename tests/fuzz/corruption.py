@@ -132,7 +132,7 @@ def _partition_case(
 
     def case(generator: random.Random) -> tuple[str, Damage]:
         new, damage = damaged(data, generator, f"{image.name}/{file}")
-        with _copy(subjects.root, image.directory, file, new) as directory:
+        with copied(subjects.root, image.directory, file, new) as directory:
             try:
                 return judge(image, Path(directory), file), damage
             except Undetected as fault:
@@ -143,7 +143,7 @@ def _partition_case(
     return case
 
 
-def _copy(root: Path, source: Path, file: str, new: bytes) -> tempfile.TemporaryDirectory[str]:
+def copied(root: Path, source: Path, file: str, new: bytes) -> tempfile.TemporaryDirectory[str]:
     """A folder like ``source`` in which ``file`` holds ``new``; segments are links, not copies."""
     folder = tempfile.TemporaryDirectory(dir=root, prefix="case-")
     for path in source.iterdir():
@@ -260,7 +260,7 @@ def _difference(want: Seen, have: Seen) -> str:
 def _catalog_case(subjects: Subjects, generator: random.Random) -> tuple[str, Damage]:
     data = (subjects.catalog / "catalog.db").read_bytes()
     new, damage = damaged(data, generator, "catalog.db")
-    with _copy(subjects.root, subjects.catalog, "catalog.db", new) as directory:
+    with copied(subjects.root, subjects.catalog, "catalog.db", new) as directory:
         try:
             catalog = Catalog.open(Path(directory))
             try:

@@ -120,6 +120,13 @@ class JobMachine(RuleBasedStateMachine):
         self.loop.close()
         self.client.close()
 
+    def shard_of(self, held: Held) -> bytes:
+        """What a block becomes."""
+        return b"shard"
+
+    def commit(self, held: Held) -> None:
+        """What precedes the settlement of a merge."""
+
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
@@ -215,9 +222,10 @@ class JobMachine(RuleBasedStateMachine):
         if kind == "fail":
             outcome = Failure(JobFailed("no"))
         elif kind == "good" and held.job.queue == EMBED:
-            data = codec.pack_call("vecfleet.merge", b"shard")
+            data = codec.pack_call("vecfleet.merge", self.shard_of(held))
             outcome = HandOn(str(MERGE), data, DOCUMENTS)
         elif kind == "good":
+            self.commit(held)
             outcome = Commit(DOCUMENTS, {})
         batch = [Settlement(held.job, outcome)] * (2 if twice else 1)
         settled = self.ledgers[held.worker].settle(batch)

@@ -27,6 +27,7 @@ def sized(examples: int, times: int = 20, *, steps: int = 50, shrinks: bool = Tr
         derandomize=not is_long(),
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         phases=phases,
         suppress_health_check=list(HealthCheck),
     )

@@ -1,15 +1,20 @@
 """The state machine of jobs, a short run; and mutants of the scripts, which it has to notice."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from chaos.mutants import no_version_check
+from fuzz.index_machine import IndexMachine
 from fuzz.job_machine import JobMachine
 from fuzz.sizes import sized
 from hypothesis.stateful import run_state_machine_as_test
 
 from vecfleet.common import queue_client
+from vecfleet.common.errors import VecfleetError
 from vecfleet.common.redis_client import read_lua
-from vecfleet.worker import ledger
+from vecfleet.worker import ledger, partition
+from vecfleet.worker.manifest import Manifest
 
 LONG = 8  # times as many examples of make fuzz
 MUTANTS = {
@@ -35,8 +40,8 @@ MUTANTS = {
 }
 
 
-def run(redis_url, mutant=("", ""), examples=40, times=1):
-    machine = type("Machine", (JobMachine,), {"url": redis_url, "mutant": mutant})
+def run(redis_url, mutant=("", ""), examples=40, times=1, base=JobMachine, **told):
+    machine = type("Machine", (base,), {"url": redis_url, "mutant": mutant, **told})
     machine.ends.clear()
     run_state_machine_as_test(
         machine,
@@ -57,3 +62,31 @@ def test_a_mutant_of_the_scripts_is_noticed(redis_url, name):
     assert MUTANTS[name][0] in scripts, "the mutant's place has changed"
     with pytest.raises((AssertionError, KeyError)):
         run(redis_url, MUTANTS[name], examples=100)
+
+
+def test_what_was_acknowledged_is_in_the_index_once(redis_url):
+    ends = run(redis_url, examples=25, times=LONG, base=IndexMachine)
+    assert {"merged", "leased"} <= set(ends), ends
+
+
+def test_a_settlement_before_the_commit_is_noticed(redis_url):
+    with pytest.raises(AssertionError):
+        run(redis_url, examples=100, base=IndexMachine, is_hasty=True)
+
+
+def test_an_index_without_a_version_check_is_noticed(redis_url):
+    with mock.patch.object(partition, "deaths_by", partition.deaths_by):
+        no_version_check()
+        with pytest.raises(AssertionError):
+            run(redis_url, examples=100, base=IndexMachine)
+
+
+def test_an_index_without_a_fence_is_noticed(redis_url):
+    commit = Manifest.commit
+
+    def anybodys(self, token, *args):
+        return commit(self, self.state().token, *args)
+
+    noticed = (AssertionError, VecfleetError, pytest.fail.Exception)
+    with mock.patch.object(Manifest, "commit", anybodys), pytest.raises(noticed):
+        run(redis_url, examples=100, base=IndexMachine)
