@@ -138,8 +138,14 @@ def complaints(cuts: Sequence[PowerCut], ledgers: Sequence[Path], *, everysec: b
         for note in read_notes(path, "lost", "accepted", "done"):
             told[note.fields["submission"]] = note.at_s
     wrong = []
+    seen: set[tuple[str, float]] = set()
     for cut in cuts:
         for lost in cut.lost:
+            # What an earlier cut took, and nobody has sent again since, is not lost once more.
+            acknowledgement = (lost.submission, round(cut.at_s - lost.age_s, 3))
+            if acknowledgement in seen:
+                continue
+            seen.add(acknowledgement)
             name = f"{lost.client}-{lost.number}, accepted {lost.age_s:.2f} s before Redis died,"
             if everysec and not lost.was_done and lost.age_s > MOST_LOST_S:
                 wrong.append(f"{name} was lost")

@@ -78,6 +78,14 @@ def test_what_was_lost_too_late_or_unnoticed_is_told(tmp_path):
     ledger.note("lost", 0, submission="5ub")
     assert not told(0.5)
     assert told(2.5)
+    # Gone with one cut, and still away at the next.
+    cuts = [
+        PowerCut(cut_s + later_s, (Lost("http", 0, "5ub", 0.5 + later_s, False),))
+        for later_s in (0.0, 3.0)
+    ]
+    ledger.note("lost", 0, submission="5ub")
+    assert not complaints_about_power(cuts, [path], everysec=True)
+    assert complaints_about_power(cuts[1:], [path], everysec=True)
 
 
 def test_the_last_second_of_the_file_goes_and_nothing_else(tmp_path):
