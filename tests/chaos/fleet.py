@@ -81,7 +81,7 @@ def with_everything(plan: Plan) -> Plan:
         tenants=("red", "blue"),
         skew_h=30.0,
         max_merge_bytes=6_000,
-        max_step_s=5.0,
+        max_step_s=4.0,
     )
 
 

@@ -15,7 +15,7 @@ from chaos.story import Operation, cured_text_of, digest
 
 _NEIGHBOURS = 12
 _KINDS = {"raise": 5, "nan": 3, "memory": 3, "abort": 4, "hang": 1}
-_FIRST = ("abort", "hang")  # of the first calls, that all runs have them
+_FIRST = ("raise", "abort", "hang")  # of the first calls, that all runs have them
 _FATES = {"stays": 4, "again": 1, "cured": 3, "dropped": 2}
 
 
