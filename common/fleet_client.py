@@ -215,6 +215,16 @@ class FleetClient:
 
     # Documents
 
+    async def check_room(self, collection: Collection, body_bytes: int = 0) -> None:
+        """Raise ``QueueFull`` where documents for ``collection`` would be refused.
+
+        A hint, at little cost, from which a caller may learn that before it reads the documents:
+        ``body_bytes`` of JSON, of which at least a third is taken to be theirs.
+        """
+        tokens = limits.estimate_tokens(body_bytes // 3, 1)
+        queue = keys.embed_queue(collection.spec.space, "bulk", collection.tenant)
+        await self._trips.check_room(queue, collection.merge_queue, tokens)
+
     async def enqueue_block(
         self,
         collection: Collection,

@@ -16,6 +16,7 @@ from vecfleet.common import keys, limits
 from vecfleet.common.admission import Admission
 from vecfleet.common.errors import InvalidInput, JobCancelled, QueueFull, VecfleetError, from_wire
 from vecfleet.common.redis_client import read_lua, translated
+from vecfleet.common.room import Room
 
 _FOLDER = Path(__file__).parent
 _MOST_TOGETHER = 64  # calls; Redis serves nobody else while it runs one of ours
@@ -107,10 +108,18 @@ class QueueClient:
         """``admission`` holds the limits that every call is checked against."""
         self._redis = client
         self._admission = admission or Admission()
+        self._room = Room(client, self._admission)
         self._gathering: dict[tuple[str, Route], list[_Waiting]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._enqueue = client.register_script(read_lua(_FOLDER, "enqueue"))
         self._cancel = client.register_script(read_lua(_FOLDER, "cancel"))
+
+    async def check_room(
+        self, queue: keys.QueueName, merge_queue: keys.QueueName, tokens: int
+    ) -> None:
+        """Raise ``QueueFull`` where documents of so many tokens would be refused, at a glance."""
+        verdict, waiting, size = await self._room.verdict(queue, merge_queue, tokens)
+        self._check(verdict, waiting, size, queue, Route())
 
     async def enqueue(
         self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route | None = None

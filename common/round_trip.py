@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,20 @@ class RoundTrips:
         self, queue: keys.QueueName, jobs: Sequence[NewJob], route: Route
     ) -> Admitted:
         """Put jobs into a queue; ``QueueFull`` says when there may be room."""
-        try:
+        async with self._told_when(queue):
             return await self._queues.enqueue(queue, jobs, route)
+
+    async def check_room(
+        self, queue: keys.QueueName, merge_queue: keys.QueueName, tokens: int
+    ) -> None:
+        """Raise ``QueueFull`` where documents of so many tokens would be refused, at a glance."""
+        async with self._told_when(queue):
+            await self._queues.check_room(queue, merge_queue, tokens)
+
+    @asynccontextmanager
+    async def _told_when(self, queue: keys.QueueName) -> AsyncIterator[None]:
+        try:
+            yield
         except QueueFull as error:
             if error.retry_after_s is None:
                 error.retry_after_s = await self._retry_after_s(queue)

@@ -71,7 +71,9 @@ class Feeder:
     async def flush(self) -> None:
         """Send what has gathered."""
         if len(self._block):
-            await self.send([self._block], self._limits.queue_full_wait_s)
+            # One that has not begun is told at once: its client loses nothing by coming again.
+            wait_s = self._limits.queue_full_wait_s if self._blocks else 0.0
+            await self.send([self._block], wait_s)
             self._block = Block()
         self._next_line = self._last_line + 1
 

@@ -138,6 +138,10 @@ class Fleet(Protocol):
         """What the search process sees."""
         ...
 
+    async def check_room(self, collection: Collection, body_bytes: int = 0) -> None:
+        """Refuse documents that there is no room for, before they are read."""
+        ...
+
     async def enqueue_blocks(
         self,
         collection: Collection,

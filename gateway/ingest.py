@@ -16,6 +16,7 @@ from vecfleet.common.errors import (
     QueueFull,
     TextTooLong,
     TooManyItems,
+    UnknownSubmission,
     VecfleetError,
 )
 from vecfleet.common.logs import fields as log_fields
@@ -24,7 +25,7 @@ from vecfleet.common.submission import id_of_name
 from vecfleet.gateway import answers, schemas
 from vecfleet.gateway.body import Bodies, ClientGone, parse_json
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits
-from vecfleet.gateway.context import tenant_of
+from vecfleet.gateway.context import context_of, tenant_of
 from vecfleet.gateway.errors import BODY
 from vecfleet.gateway.feeder import Feeder
 from vecfleet.gateway.fleet import Fleet
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 _YIELD_EVERY = 256  # documents checked before other requests get their turn
 _MAX_KEY_LENGTH = 256
+_SMALL_BYTES = 64 << 10
 _WRAPPED = frozenset(("documents",))
 
 
@@ -87,10 +89,35 @@ class Ingest:
         feeder = Feeder(
             self._fleet, collection, submission, truncate, self._limits, keyed=key is not None
         )
-        take = self._take_stream if kind in _NDJSON else self._take_json
+        is_stream = kind in _NDJSON
+        await self._check_room(request, collection, is_stream, key and submission)
+        take = self._take_stream if is_stream else self._take_json
         answer = await take(request, collection, feeder)
         self._metrics.submissions.inc()
         return answer
+
+    async def _check_room(
+        self, request: Request, collection: Collection, is_stream: bool, named: str | None
+    ) -> None:
+        """Refuse at its headers what would be refused once it was read.
+
+        A submission that is known by its name may be there already, which takes no room. A small
+        body comes with its headers, and leaving it unread would cost its client the connection.
+        """
+        length = context_of(request).content_length
+        if length is not None and length <= _SMALL_BYTES:
+            return
+        try:
+            await self._fleet.check_room(collection, 0 if is_stream else length or 0)
+        except QueueFull:
+            if named is None:
+                raise
+            try:
+                await self._fleet.submissions.get(named)
+            except UnknownSubmission:
+                named = None
+            if named is None:
+                raise
 
     async def _take_json(
         self, request: Request, collection: Collection, feeder: Feeder

@@ -90,6 +90,8 @@ class FakeFleet:
         self.workers: tuple[str, ...] = ("w1",)
         self.fail: Exception | None = None  # raised by embed and rerank
         self.full: list[Exception] = []  # raised by enqueue_blocks, one a call
+        self.no_room: Exception | None = None  # raised by check_room
+        self.looked: list[int] = []
         self.stuck = asyncio.Event()  # embed waits for it where ``hang`` is set
         self.hang = False
         self.cancelled = asyncio.Event()
@@ -208,6 +210,11 @@ class FakeFleet:
 
     async def collection_stats(self, collection: Collection) -> dict[str, Any]:
         return {"documents": sum(len(block) for _, _, block in self.blocks), "segments": 1}
+
+    async def check_room(self, collection: Collection, body_bytes: int = 0) -> None:
+        self.looked.append(body_bytes)
+        if self.no_room is not None:
+            raise self.no_room
 
     async def enqueue_blocks(
         self,

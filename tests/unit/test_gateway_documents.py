@@ -1,5 +1,6 @@
 """Putting documents in, reading and deleting them, and following submissions."""
 
+import asyncio
 import json
 
 import pytest
@@ -140,16 +141,64 @@ async def test_what_is_kept_of_refused_lines_is_small_however_long_they_are():
     assert len(alone.content) < 2000
 
 
-async def test_ndjson_waits_for_room():
+async def test_ndjson_that_has_begun_waits_for_room():
     fleet = FakeFleet()
-    fleet.full = [QueueFull(retry_after_s=0.01), QueueFull(retry_after_s=0.01)]
+    rows = [{"id": f"d{i}", "text": "t"} for i in range(300)]
+    refusals = [QueueFull(retry_after_s=0.01), QueueFull(retry_after_s=0.01)]
+    taken = fleet.enqueue_blocks
+
+    async def first_then_full(collection, blocks, **options):
+        if fleet.blocks and refusals:
+            raise refusals.pop()
+        return await taken(collection, blocks, **options)
+
+    fleet.enqueue_blocks = first_then_full
     async with gateway_client(fleet) as client:
         await made(client)
-        answer = await client.post(
-            DOCUMENTS, content=lines({"id": "a", "text": "b"}), headers=NDJSON
-        )
+        answer = await client.post(DOCUMENTS, content=lines(*rows), headers=NDJSON)
     assert answer.status_code == 202
-    assert fleet.full == []
+    assert answer.json()["accepted"] == 300
+    assert refusals == []
+
+
+async def test_ndjson_that_finds_no_room_for_its_first_block_is_told_at_once():
+    fleet = FakeFleet()
+    fleet.full = [QueueFull(retry_after_s=3), QueueFull(retry_after_s=3)]
+    limits = GatewayLimits(queue_full_wait_s=1000)
+    async with gateway_client(fleet, limits) as client:
+        await made(client)
+        row = lines({"id": "a", "text": "b"})
+        async with asyncio.timeout(30):
+            answer = await client.post(DOCUMENTS, content=row, headers=NDJSON)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    assert len(fleet.full) == 1, "it has waited"
+    assert fleet.submissions.kept == {}
+
+
+@pytest.mark.parametrize("kind", [{}, NDJSON], ids=["json", "stream"])
+async def test_what_there_is_no_room_for_is_refused_at_its_headers(kind):
+    async def body():
+        for _ in range(1000):
+            yield b" " * 1000  # read to its end, it would get a 400
+
+    fleet = FakeFleet()
+    fleet.no_room = QueueFull(retry_after_s=3)
+    async with gateway_client(fleet) as client:
+        await made(client)
+        headers = {**kind, "content-length": str(9 << 20)}
+        answer = await client.post(DOCUMENTS, content=body(), headers=headers)
+        assert answer.status_code == 429
+        assert answer.headers["connection"] == "close"
+        assert fleet.looked == [0 if kind else 9 << 20]  # a stream is taken block by block
+        # A submission that is there already asks for no room.
+        row, key = {"id": "a", "text": "b" * 100_000}, {"idempotency-key": "k"}
+        assert (await client.post(DOCUMENTS, json=row, headers=key)).status_code == 429
+        fleet.no_room = None
+        assert (await client.post(DOCUMENTS, json=row, headers=key)).status_code == 202
+        fleet.no_room = QueueFull(retry_after_s=3)
+        assert (await client.post(DOCUMENTS, json=row, headers=key)).status_code == 202
+        assert (await client.post(DOCUMENTS, json={"id": "a", "text": "b"})).status_code == 202
 
 
 async def test_ndjson_that_finds_no_room_tells_what_was_taken_and_where_to_go_on():
