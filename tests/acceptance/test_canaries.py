@@ -337,12 +337,13 @@ def test_no_url_in_data_is_fetched(fleet: Fleet, listener: Listener, tmp_path: P
     urls += [f"//{place}/x", f"<img src='http://{place}/x'>", f"${{jndi:ldap://{place}/x}}"]
     headers = {
         "referer": urls[0],
-        "origin": urls[0],
         "x-forwarded-host": place,
         "x-forwarded-for": place,
         "forwarded": f"host={place}",
         "x-callback": urls[0],
     }
+    page = {"origin": urls[0]}  # of another site, which a gateway without keys does not answer
+    assert fleet.status("POST", "/embed", json={"inputs": "a"}, headers=page) == 403
     for number, url in enumerate(urls):
         nested = {"url": url, "$ref": url, "callback": [url], "nested": {"href": url}}
         row = {"id": url, "text": url, "metadata": nested}
