@@ -201,9 +201,10 @@ class VllmEngine(TextEngine):
                 await self._ask(core, call, new, asked)
             await self._collect(core, call, asked)
         except CoreDiedError:
+            self._forget(call, asked)
             raise
         except BaseException:
-            await self._abandon(core, call, asked)
+            await core.forget(self._forget(call, asked))
             raise
 
     async def _encode(
@@ -268,14 +269,12 @@ class VllmEngine(TextEngine):
             if not np.isfinite(row).all():
                 call.failures[text.place] = ArithmeticError("the model returned NaN")
 
-    async def _abandon(
-        self, core: VllmCore, call: _Call, asked: Sequence[tuple[_Text, Asked]]
-    ) -> None:
-        """Nobody waits any more for what is not done."""
+    def _forget(self, call: _Call, asked: Sequence[tuple[_Text, Asked]]) -> list[Asked]:
+        """Nobody waits any more for what is not done, which is returned."""
         left = [(text, one) for text, one in asked if not text.done]
         if call.priority is Priority.BULK:
             self._clock.forget_bulk(sum(text.length for text, _ in left))
-        await core.forget([one for _, one in left])
+        return [one for _, one in left]
 
     def _fail(self, call: _Call, text: _Text, error: Exception) -> None:
         log.warning("vLLM refuses one text: %s", shown(error))
