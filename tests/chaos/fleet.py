@@ -37,6 +37,7 @@ ASSIGNED, GIVEN = "news", "ledger"  # collections, by who says the versions
 _PAUSES = {"poison": 10, "keeper": 10, "asker": 2}  # so many times as long as the others'
 _DISK_BYTES = 192 << 20
 _FULL_S = 30.0
+_SEEN_LATE_S = 2.0  # an answer may be on its way for so long, and come when Redis is dead
 _POLL_S = 0.02
 
 
@@ -317,7 +318,8 @@ class Fleet:
         """Whether Redis may have lost its account of what was acknowledged then."""
         all_of_it = self.plan.persistence == "none"
         return any(
-            at_s <= cut.at_s and (all_of_it or at_s > cut.at_s - MOST_LOST_S) for cut in self.cuts
+            at_s <= cut.at_s + _SEEN_LATE_S and (all_of_it or at_s > cut.at_s - MOST_LOST_S)
+            for cut in self.cuts
         )
 
     # Faults of what is not a process of the product

@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import redis
-from chaos.client_ledger import Call, read_calls
+from chaos.client_ledger import Call, read_calls, read_notes
 from chaos.fleet import Fleet
 from chaos.verdict import Buried, Verdict
 
@@ -92,14 +93,16 @@ def acknowledged_submissions(fleet: Fleet) -> dict[str, Call]:
     for tenant in fleet.tenants:
         records: Any = fleet.redis.hgetall(keys.collections(tenant))
         collections |= {n.decode(): Collection.from_wire(loads(raw)) for n, raw in records.items()}
-    return {
-        id_of_name(collections[call.collection], f"{path.stem}-{call.number}"): call
-        for path in fleet.ledgers()
-        for call in read_calls(path)
-        if not call.is_delete
-        and call.collection in collections
-        and not fleet.may_be_lost(call.at_s)
-    }
+    found: dict[str, Call] = {}
+    for path in fleet.ledgers():
+        # When Redis is known to have had the account; a client may do more with it afterwards.
+        done = {note.fields["submission"]: note.at_s for note in read_notes(path, "done")}
+        for call in read_calls(path):
+            held_s = done.get(call.submission, call.at_s)
+            if call.is_delete or call.collection not in collections or fleet.may_be_lost(held_s):
+                continue
+            found[id_of_name(collections[call.collection], f"{path.stem}-{call.number}")] = call
+    return found
 
 
 def check_counts(

@@ -34,6 +34,7 @@ class PoisonClient(GatewayClient):
         submission = str(self.post(now).json()["submission_id"])
         if not self.is_done(submission):
             return  # Redis lost it: the next round sends it again
+        self.ledger.note("done", now.number, submission=submission)
         digests: dict[str, str] = {}
         for id in bad:
             fate = chance.choices(list(_FATES), list(_FATES.values()))[0]
