@@ -1,6 +1,6 @@
 """``make fuzz``: HTTP cases against a live fleet, damage to stored files, one line of JSON.
 
-python -m fuzz [--seed N] [--cases N] [--corruptions N] [--only http|corruption]
+python -m fuzz [--seed N] [--cases N] [--corruptions N] [--only http|corruption|hypothesis]
 python -m fuzz share SEED FIRST LAST STEP      (one process's share of the corruptions)
 python -m fuzz replay SEED CASE                (one corruption again)
 """
@@ -21,6 +21,7 @@ from fuzz.fleet import live_fleet
 from fuzz.http_run import run_http, say
 from fuzz.keys import make_keys
 from fuzz.parallel import Corruptions, run_corruptions, run_share
+from fuzz.properties import run_properties
 from fuzz.requests_run import Tally, keep_failures
 
 BUILD = Path("build/fuzz")
@@ -39,13 +40,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--corruptions", type=int, default=10_000)
-    parser.add_argument("--only", choices=("http", "corruption"))
+    parser.add_argument("--only", choices=("http", "corruption", "hypothesis"))
     asked = parser.parse_args()
     say(f"seed {asked.seed}")
     tally, corruptions = Tally(), Corruptions()
-    if asked.only != "corruption":
+    if asked.only in (None, "hypothesis"):
+        run_properties(asked.seed, tally)
+    if asked.only in (None, "http"):
         _run_http(asked.cases, asked.seed, tally)
-    if asked.only != "http":
+    if asked.only in (None, "corruption"):
         corruptions = run_corruptions(asked.seed, asked.corruptions, os.cpu_count() or 1)
         say(f"{corruptions.cases} corruptions, {dict(corruptions.verdicts)}")
     for failure in tally.failures[:20] + corruptions.undetected[:20]:
@@ -60,8 +63,8 @@ def main() -> int:
         "undetected": len(corruptions.undetected),
     }
     print(json.dumps(figures), flush=True)
-    complete = (asked.only == "corruption" or tally.cases >= asked.cases) and (
-        asked.only == "http" or corruptions.cases >= asked.corruptions
+    complete = (asked.only not in (None, "http") or tally.cases >= asked.cases) and (
+        asked.only not in (None, "corruption") or corruptions.cases >= asked.corruptions
     )
     return 0 if complete and not tally.failures and not corruptions.undetected else 1
 

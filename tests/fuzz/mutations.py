@@ -72,6 +72,9 @@ _RAW: tuple[bytes, ...] = (  # what no encoder of JSON would write
     b"undefined",
     b"\x00",
     b'"open',
+    b'{"a":"\\ud800"}',
+    b'{"a":' * 900 + b"1" + b"}" * 900,
+    b"18446744073709551617",
     b"/* c */ 1",
 )
 _MARK = "\u241fhere\u241f"
@@ -215,6 +218,8 @@ def _query(request: Request, generator: random.Random, others: Sequence[Request]
             "version=%D9%A1",
             "version=-1",
             "unknown=1",
+            "cursor=W05hTiwieCJd",  # [NaN,"x"]
+            "cursor=WzFlOTk5LCJ4Il0",  # [1e999,"x"]
             "%00=%00",
             "&&&=",
             "a" * 3000,

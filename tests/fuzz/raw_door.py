@@ -80,6 +80,19 @@ _VALUES = (
 )
 
 
+_METADATA = (
+    b'{"a":"\\ud800"}',
+    b'{"a":' * 900 + b"1" + b"}" * 900,
+    b'{"a":NaN}',
+    b'{"n":18446744073709551617}',
+)
+
+
+def _long_prompt() -> dict[str, Any]:
+    """Six hundred texts that each get a prompt of 7 MB."""
+    return {"texts": ["a"] * 600, "prompt": "x" * (7 << 20), "truncate": True}
+
+
 @dataclass(frozen=True)
 class RawJob:
     """What is written, and where."""
@@ -138,6 +151,15 @@ class Hostile:
             lambda: self._flipped(self._call(self._payload())),
             lambda: zlib.compress(self._call(self._payload())),
             lambda: zlib.compress(bytes(80 << 20), 9),  # 80 MB of zeros
+            self._empty_lists,
+            lambda: zlib.compress(self._call(_long_prompt()), 9),
+            lambda: self._call(
+                {
+                    **{"ids": ["a"], "texts": ["x"], "truncate": True},
+                    **{"uid": self._uid, "space": self._space, "dimensions": 32},
+                    "metadata": [self._random.choice(_METADATA)],
+                }
+            ),
             lambda: msgpack.packb(self._value(5)),
             lambda: b"\x91" * 5000,
             lambda: b"\xdd\xff\xff\xff\xff" + b"\xc0" * 50,
@@ -217,6 +239,12 @@ class Hostile:
                 msgpack.ExtType(0, b""),
             )
         )
+
+    def _empty_lists(self) -> bytes:
+        """Eight million empty maps, which unpack to a hundred times their size."""
+        count = codec.MAX_PAYLOAD_BYTES - 64
+        head = b"\x94" + codec.dumps(payloads.EMBED) + b"\xc0\x91"
+        return zlib.compress(head + struct.pack(">BI", 0xDD, count) + b"\x80" * (count + 1), 9)
 
     def _flipped(self, data: bytes) -> bytes:
         made = bytearray(data)

@@ -17,7 +17,7 @@ def is_long() -> bool:
     return settings.get_current_profile_name() == PROFILE
 
 
-def sized(examples: int, times: int = 20, *, steps: int = 50, shrinks: bool = True) -> settings:
+def sized(examples: int, times: int = 10, *, steps: int = 50, shrinks: bool = True) -> settings:
     """``examples`` of CI's, ``times`` as many of ``make fuzz``; without shrinking where what is
     tested remembers."""
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrinks else [])]

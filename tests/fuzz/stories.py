@@ -199,6 +199,9 @@ async def _dead_story(client: Client, name: str) -> None:
     assert (await client.ask("GET", one))["text"] == "a better text"
     assert (await client.ask("DELETE", f"/dead/{quote(second['id'], safe='')}"))["dropped"]
     await client.ask("GET", f"/dead/{quote(second['id'], safe='')}", None, 404)
+    for method, path in (("POST", "/dead/retries"), ("DELETE", "/dead")):  # of what is left
+        swept = await client.ask(method, f"{path}?collection={name}-dead")
+        assert swept["done"] == 0 and not swept["failed"], swept
     await client.ask("DELETE", base)
 
 

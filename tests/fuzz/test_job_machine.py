@@ -16,7 +16,7 @@ from vecfleet.common.redis_client import read_lua
 from vecfleet.worker import ledger, partition
 from vecfleet.worker.manifest import Manifest
 
-LONG = 8  # times as many examples of make fuzz
+LONG = 4  # times as many examples of make fuzz
 MUTANTS = {
     "no fence": (
         "local held = redis.call('ZREM', 'vf:lease:' .. queue, member) == 1",

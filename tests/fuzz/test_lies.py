@@ -46,7 +46,7 @@ def test_a_segment_that_lies_is_put_aside_or_read_and_others_are_served(images, 
     files = sorted(path.name for path in image.directory.glob("seg-*"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @sized(EXAMPLES, 10, shrinks=False)
+    @sized(EXAMPLES, 5, shrinks=False)
     @given(st.data())
     def check(data):
         file = data.draw(st.sampled_from(files))

@@ -17,7 +17,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
 from vecfleet.common.redis_client import connect
 
-EXAMPLES, LONG = 24, 6  # make fuzz: so many times as many
+EXAMPLES, LONG = 24, 3  # make fuzz: so many times as many
 MOST_JOBS = 20  # of one example
 MOST_GROWTH_MB = 700.0  # a claim of many jobs that each inflate to what one may
 
