@@ -197,8 +197,9 @@ class FleetClient:
 
     async def delete_collection(self, name: str, *, tenant: str = keys.DEFAULT_TENANT) -> str:
         """Delete a collection and its documents; returns its uid. Raises ``UnknownCollection``."""
-        check_name(name)
-        body = await self._ask_catalog(payloads.DELETE, {"name": name, "tenant": tenant})
+        meant = await self.collection(name, tenant=tenant)
+        call = {"name": name, "tenant": tenant, "uid": meant.uid}
+        body = await self._ask_catalog(payloads.DELETE, call)
         return str(body["uid"])
 
     async def collection(self, name: str, *, tenant: str = keys.DEFAULT_TENANT) -> Collection:

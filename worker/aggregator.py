@@ -363,11 +363,22 @@ class Aggregator:
         return Answer((await self._as_writer(work)).to_wire())
 
     async def delete(self, job: ClaimedJob) -> Answer:
-        """``vecfleet.delete``: the uid of what was deleted."""
+        """``vecfleet.delete``: the uid of what was deleted.
+
+        A call names one too: it may come again, when its collection is gone and another has its name.
+        """
         name, tenant = _named(job)
+        meant = job.payload.get("uid")
 
         def work() -> str:
+            if isinstance(meant, str) and self._catalog.was_deleted(meant):
+                return meant
             uid = self._catalog.get(name, tenant).uid
+            if meant not in (None, uid):
+                raise UnknownCollection(
+                    f"collection {name!r} was made anew meanwhile; delete it again if you mean that",
+                    field="collection",
+                )
             self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
             if writer := self._writers.pop(uid, None):
                 writer.close()  # ends the children, which would go on writing into the folder

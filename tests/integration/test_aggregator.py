@@ -72,6 +72,21 @@ async def delete(aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_T
     await aggregator.delete(catalog_job(payloads.DELETE, name, tenant))
 
 
+async def test_a_deletion_that_comes_again_touches_no_other_collection_of_the_name(
+    aggregator: Aggregator,
+) -> None:
+    first = await create(aggregator, "books")
+    call = catalog_job(payloads.DELETE, "books")
+    call = replace(call, payload={**call.payload, "uid": first.uid})
+    assert (await aggregator.delete(call)).body == {"uid": first.uid}
+    second = await create(aggregator, "books")
+    assert (await aggregator.delete(call)).body == {"uid": first.uid}, "it was done already"
+    unknown = replace(call, payload={**call.payload, "uid": "0" * 32})
+    with pytest.raises(UnknownCollection, match="made anew"):
+        await aggregator.delete(unknown)
+    assert (await create(aggregator, "books")).uid == second.uid, "which is still there"
+
+
 def merge_job(collection: Collection, number: int) -> ClaimedJob:
     vector = np.eye(1, SPEC.dimension, number % SPEC.dimension, dtype=np.float32)
     shard = build_shard(
