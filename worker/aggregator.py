@@ -365,7 +365,7 @@ class Aggregator:
     async def delete(self, job: ClaimedJob) -> Answer:
         """``vecfleet.delete``: the uid of what was deleted.
 
-        A call names one too: it may come again, when its collection is gone and another has its name.
+        A call names one too: it may come again when another collection has the name.
         """
         name, tenant = _named(job)
         meant = job.payload.get("uid")
@@ -376,7 +376,7 @@ class Aggregator:
             uid = self._catalog.get(name, tenant).uid
             if meant not in (None, uid):
                 raise UnknownCollection(
-                    f"collection {name!r} was made anew meanwhile; delete it again if you mean that",
+                    f"collection {name!r} was made anew meanwhile; delete it again if you mean it",
                     field="collection",
                 )
             self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
