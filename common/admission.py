@@ -23,3 +23,7 @@ class Admission:
     max_dead_bytes: int = 512 << 20  # in the dead letters of all tenants
     max_submissions: int = 200_000  # of one tenant that Redis remembers
     max_wait_s: float = 10.0  # of an interactive call, by what the workers say they do
+
+    def most_bytes(self, lines: int) -> int:
+        """What all of it lets wait and lie in Redis, with so many lines: model, task and lane."""
+        return lines * self.max_shared_bytes + self.max_unmerged_bytes + self.max_dead_bytes

@@ -9,6 +9,7 @@ from typing import Any, cast
 import redis.asyncio
 
 from vecfleet.common import keys
+from vecfleet.common.errors import ConfigError
 from vecfleet.common.redis_client import translated
 
 MAX_QUEUES = 1000
@@ -70,6 +71,24 @@ class FleetState:
     lines: tuple[LineLoad, ...] = ()  # of the queues that are shown
     queues_left_out: int = 0
     dead_bytes: Mapping[str, int] = field(default_factory=dict)  # by tenant, of those with some
+
+
+@dataclass(frozen=True, slots=True)
+class RedisMemory:
+    """What Redis holds, and what it may hold before it refuses to take in more."""
+
+    used_bytes: int
+    max_bytes: int  # 0: as much as there is
+
+
+async def read_redis_memory(client: redis.asyncio.Redis) -> RedisMemory | None:
+    """None where this user may not ask; raises ``RedisUnavailable``."""
+    try:
+        with translated():
+            told = await client.info("memory")
+    except ConfigError:
+        return None
+    return RedisMemory(int(told.get("used_memory", 0)), int(told.get("maxmemory", 0)))
 
 
 async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vecfleet.common.collection import Collection, IndexPolicy, VersionMode
 from vecfleet.common.fleet_state import LineLoad, QueueLoad
+from vecfleet.common.keys import LANES
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.client_options import json_option, print_json, redis_option, run_with
 from vecfleet.producer.found import CollectionStatus, FleetStatus
@@ -26,7 +27,7 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
     """Show models, workers, queues, collections and submissions under way."""
     found = run_with(settings, redis_url, AsyncProducer.status)
     if as_json:
-        print_json(_wire(found))
+        print_json({**_wire(found), "redis": _memory(found, settings)})
         return 0
     console = Console()
     _show(
@@ -76,6 +77,7 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
         ("tenant", "MiB"),
         [(tenant, f"{size / 2**20:.1f}") for tenant, size in found.state.dead_bytes.items()],
     )
+    _show_memory(console, _memory(found, settings))
     _show(console, "Collections", _COLLECTION_COLUMNS, [_row(c) for c in found.collections])
     _show(
         console,
@@ -173,6 +175,31 @@ def delete(settings: Settings, name: str, redis_url: str | None, yes: bool) -> i
 def _load(of: QueueLoad | LineLoad) -> tuple[object, ...]:
     name = of.queue if isinstance(of, QueueLoad) else of.line
     return name, of.jobs, f"{of.tokens:,}", f"{of.bytes / 2**20:.1f}"
+
+
+def _memory(found: FleetStatus, settings: Settings) -> dict[str, int] | None:
+    """What Redis holds, may hold, and would hold if all that the limits let wait did wait."""
+    if found.memory is None:
+        return None
+    pools = {(task, model.card.space) for model in found.models for task in model.card.tasks}
+    limits_bytes = settings.admission().most_bytes(len(pools) * len(LANES))
+    return {**asdict(found.memory), "limits_bytes": limits_bytes}
+
+
+def _show_memory(console: Console, memory: dict[str, int] | None) -> None:
+    if memory is None:
+        return
+    used, most, let = (memory[f"{name}_bytes"] / 2**20 for name in ("used", "max", "limits"))
+    row = (f"{used:,.1f}", f"{most:,.0f}" if most else "none", f"{let:,.0f}")
+    _show(console, "Redis", ("MiB", "maxmemory", "limits let wait"), [row])
+    if not most:
+        console.print("  without maxmemory Redis takes what it gets: set it (docs/redis.md)")
+    elif let > most:
+        console.print(
+            "  the limits let more wait than maxmemory: Redis may be full before a queue is, and "
+            "what workers hand on may pass maxmemory (docs/redis.md)",
+            soft_wrap=True,
+        )
 
 
 _COLLECTION_COLUMNS = ("collection", "model", "documents", "segments", "MiB")

@@ -241,8 +241,8 @@ def redis_memory_bytes(settings: Settings, total_bytes: int) -> int:
 
     At most half of what the machine has, ``total_bytes``.
     """
-    lines = len(keys.LANES) * (2 if settings.reranker else 1)
-    waiting = lines * settings.max_shared_bytes + settings.max_unmerged_bytes
+    pools = 3 if settings.reranker else 2  # an embedding model reranks, too
+    waiting = settings.admission().most_bytes(pools * len(keys.LANES))
     return min(waiting * 3 // 2, total_bytes // 2)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import Unavailable, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.fleet_state import read_redis_memory
 from vecfleet.producer.found import CollectionStatus, FleetStatus, Found
 
 _STATS_TIMEOUT_S = 2.0
@@ -62,6 +63,7 @@ async def fleet_status(fleet: FleetClient, tenant: str) -> FleetStatus:
         state=await fleet.state(),
         collections=tuple(map(CollectionStatus, collections, stats)),
         submissions=tuple(await fleet.submissions.unfinished()),
+        memory=await read_redis_memory(fleet.redis),
     )
 
 

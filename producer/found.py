@@ -7,7 +7,7 @@ from typing import Any
 
 from vecfleet.common.collection import Collection
 from vecfleet.common.directory import ServedModel
-from vecfleet.common.fleet_state import FleetState
+from vecfleet.common.fleet_state import FleetState, RedisMemory
 from vecfleet.common.submission import Submission
 
 
@@ -38,3 +38,4 @@ class FleetStatus:
     state: FleetState
     collections: tuple[CollectionStatus, ...]
     submissions: tuple[Submission, ...]  # not done yet, newest first
+    memory: RedisMemory | None  # None where this user may not ask for it
