@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
@@ -28,10 +27,10 @@ from vecfleet.common.errors import (
     EngineStarting,
     InvalidInput,
     JobCancelled,
-    QueueFull,
     RedisUnavailable,
     VecfleetError,
 )
+from vecfleet.worker.claimer import Claimer, EngineGate
 from vecfleet.worker.handlers import Direct, Handlers, Many, One
 from vecfleet.worker.heartbeat import Counts, Heartbeat, OnEvent, Timing
 from vecfleet.worker.job import (
@@ -39,23 +38,16 @@ from vecfleet.worker.job import (
     Answer,
     ClaimedJob,
     Failure,
-    HandOn,
     Outcome,
     Release,
     Settlement,
 )
-from vecfleet.worker.ledger import Announcement, Ask, Ledger
+from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.quarantine import Quarantine
+from vecfleet.worker.settler import Settler
 from vecfleet.worker.window import Window
 
 log = logging.getLogger(__name__)
-
-_BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
-_ROOM_WAIT_S = 0.5
-_AWAY_S = 0.2
-_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
-_SETTLE_JOBS = 128
-_SETTLE_BYTES = 2 << 20  # Redis does nothing else meanwhile: a few milliseconds
 
 
 @dataclass(slots=True)
@@ -96,15 +88,12 @@ class BatchWorker:
         self._timing = timing or Timing()
         self._on_event = on_event or (lambda name, count: None)
         self._on_broken = on_broken or (lambda: None)
-        self._is_ready = is_ready
         self._running: dict[str, _Running] = {}  # by execution; the loop's thread writes
-        self._outcomes: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
-        self._rests_until: dict[keys.QueueName, float] = {}  # time.monotonic
         self._stopping = threading.Event()
-        self._engine_is_away = threading.Event()
         self._over = threading.Event()
         self._idle: asyncio.Event = asyncio.Event()
         self._quarantine = quarantine or Quarantine(ledger, windows)
+        self._gate = EngineGate(is_ready)
         self._busy_since: float | None = None
         self._counts = Counts()
         self._heartbeat = Heartbeat(
@@ -117,6 +106,22 @@ class BatchWorker:
             on_lost=lambda lost: self._loop.call_soon_threadsafe(self._abort, lost),
             on_event=self._on_event,
         )
+        self._settler = Settler(ledger, self._on_settled, self._over)
+        self._claimers = {
+            lane: Claimer(
+                lane,
+                window,
+                ledger=ledger,
+                queues=queues,
+                quarantine=self._quarantine,
+                gate=self._gate,
+                begin=self._begin,
+                on_trouble=self._heartbeat.lost_reply.set,
+                stopping=self._stopping,
+                over=self._over,
+            )
+            for lane, window in windows.items()
+        }
 
     async def run(self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None) -> None:
         """Work until ``stop``; then finish what is in flight and leave.
@@ -128,90 +133,25 @@ class BatchWorker:
         registered = list(self._queues())
         await asyncio.to_thread(self._ledger.roster.register, registered)
         await asyncio.to_thread(self._heartbeat.beat)
-        threads = [
-            *(
-                threading.Thread(target=self._claim_loop, args=(lane,), name=f"claim-{lane}")
-                for lane in self._windows
-            ),
-            threading.Thread(target=self._settle_loop, name="settle"),
+        claimers = [
+            threading.Thread(target=claimer.run, name=f"claim-{lane}")
+            for lane, claimer in self._claimers.items()
+        ]
+        others = [
+            threading.Thread(target=self._settler.run, name="settle"),
             threading.Thread(
                 target=self._heartbeat.run, args=(self._stopping, self._over), name="heartbeat"
             ),
         ]
-        for thread in threads:
+        for thread in claimers + others:
             thread.start()
         self._on_event("ready", 0)
         try:
             await stop.wait()
         finally:
-            await self._drain(threads, hurry or asyncio.Event())
+            await self._drain(claimers, others, hurry or asyncio.Event())
             await asyncio.to_thread(self._leave, registered)
         self._on_event("stopped", 0)
-
-    # Claiming
-
-    def _claim_loop(self, lane: keys.Lane) -> None:
-        window = self._windows[lane]
-        retries = turn = 0
-        needs_calm = False  # a suspect waits until nothing of this lane is in flight
-        while not self._stopping.is_set():
-            if not self._has_engine():
-                self._stopping.wait(_AWAY_S)
-                continue
-            if needs_calm and not window.wait_until_empty(_ROOM_WAIT_S):
-                continue
-            if window.wait_for_room(_ROOM_WAIT_S) is None:
-                continue
-            mine = [name for name in self._queues() if name.lane == lane and not self._rests(name)]
-            turn = turn + 1 if turn < len(mine) - 1 else 0
-            mine = mine[turn:] + mine[:turn]  # what is first has the first right to the room
-            try:
-                with self._quarantine.claiming(lane, _ROOM_WAIT_S) as may:
-                    if not may:
-                        continue
-                    jobs, needs_calm = self._claim(mine, window)
-                    self._take(jobs, window)
-                self._begin(jobs)
-                if not jobs and not needs_calm:
-                    self._wait(mine)
-                retries = 0
-            except Exception as error:
-                # Redis is away, or refuses for a while (read-only, no replicas): the thread must
-                # outlive whatever it is.
-                self._heartbeat.lost_reply.set()
-                self._pause(error, retries)
-                retries += 1
-
-    def _has_engine(self) -> bool:
-        """Whether there is an engine to claim for; asked only once a call has found it away."""
-        if self._engine_is_away.is_set() and self._is_ready():
-            self._engine_is_away.clear()
-        return not self._engine_is_away.is_set()
-
-    def _claim(
-        self, mine: Sequence[keys.QueueName], window: Window
-    ) -> tuple[list[ClaimedJob], bool]:
-        room = window.room()
-        if room is None:
-            return [], False
-        is_alone = window.in_flight[0] == 0
-        return self._ledger.claim_or_wait(
-            [Ask(name, room.jobs, room.tokens, room.bytes, is_alone) for name in mine]
-        )
-
-    def _rests(self, name: keys.QueueName) -> bool:
-        return time.monotonic() < self._rests_until.get(name, 0.0)
-
-    def _take(self, jobs: Sequence[ClaimedJob], window: Window) -> None:
-        for job in jobs:
-            window.take(job.tokens, job.size)
-        self._quarantine.take(jobs)
-
-    def _wait(self, mine: Sequence[keys.QueueName]) -> None:
-        if mine:
-            self._ledger.wait(mine, _BELL_WAIT_S)
-        else:
-            self._stopping.wait(_BELL_WAIT_S)
 
     # Executing
 
@@ -237,11 +177,7 @@ class BatchWorker:
             batch = _paired(jobs, handler.run(jobs))
         except Exception as error:
             batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
-        try:
-            self._tell_settled(batch, self._ledger.settle(batch))
-        except Exception:
-            for settlement in batch:  # again, by the thread that has the patience
-                self._outcomes.put(settlement)
+        self._settler.settle_now(batch)
 
     def _note_started(self, jobs: Sequence[ClaimedJob]) -> None:
         """Count jobs as running, on the loop's thread."""
@@ -282,10 +218,10 @@ class BatchWorker:
             self._stop(job)
             raise
         except EngineDied:
-            self._engine_is_away.set()
+            self._gate.close()
             outcome = Abandoned()
         except EngineStarting:
-            self._engine_is_away.set()
+            self._gate.close()
             outcome = Release()
         except EngineBroken as error:
             # Kept until the drain releases it: the job is not at fault, and is not charged.
@@ -310,8 +246,8 @@ class BatchWorker:
 
     def _finish(self, job: ClaimedJob, outcome: Outcome) -> None:
         if isinstance(outcome, Release) and outcome.rest_s:
-            self._rests_until[job.queue] = time.monotonic() + outcome.rest_s
-        self._outcomes.put(Settlement(job, outcome))
+            self._claimers[job.queue.lane].rest(job.queue, outcome.rest_s)
+        self._settler.put(Settlement(job, outcome))
 
     def _stop(self, job: ClaimedJob) -> None:
         """It was cancelled. One that nobody waits for any more is ours to forget, in Redis too."""
@@ -344,54 +280,10 @@ class BatchWorker:
             self._busy_since = None
         self._idle.set()
 
-    # Settling
+    # Settled
 
-    def _settle_loop(self) -> None:
-        while True:
-            first = self._outcomes.get()
-            if first is None:
-                return
-            batch, ended = self._gather(first)
-            self._settle(batch)
-            if ended:
-                return
-
-    def _gather(self, first: Settlement) -> tuple[list[Settlement], bool]:
-        """All that is there, up to a size that does not hold Redis up."""
-        batch, size = [first], _size(first)
-        while len(batch) < _SETTLE_JOBS and size < _SETTLE_BYTES:
-            try:
-                another = self._outcomes.get_nowait()
-            except queue.Empty:
-                break
-            if another is None:
-                return batch, True
-            batch.append(another)
-            size += _size(another)
-        return batch, False
-
-    def _settle(self, batch: Sequence[Settlement]) -> None:
-        """Settle until Redis has answered; the fence makes a second try harmless."""
-        retries = 0
-        while True:
-            try:
-                settled = self._ledger.settle(batch)
-                break
-            except (RedisUnavailable, QueueFull) as error:
-                if self._over.is_set():
-                    return
-                self._pause(error, retries)
-                retries += 1
-            except Exception:
-                log.exception("cannot settle; the leases run out and others take the jobs over")
-                settled = [False] * len(batch)
-                break
-        self._tell_settled(batch, settled)
-
-    def _tell_settled(self, batch: Sequence[Settlement], settled: Sequence[bool]) -> None:
-        for settlement, done in zip(batch, settled, strict=True):
-            if not done:
-                log.warning("job %s was cancelled or taken over", settlement.job.id)
+    def _on_settled(self, batch: Sequence[Settlement], settled: Sequence[bool]) -> None:
+        """From whichever thread settled."""
         self._loop.call_soon_threadsafe(self._settled, batch, settled)
 
     def _settled(self, batch: Sequence[Settlement], settled: Sequence[bool]) -> None:
@@ -422,16 +314,16 @@ class BatchWorker:
                 running.task.cancel()
         self._on_event("lost", len(lost))
 
-    def _pause(self, error: Exception, retries: int) -> None:
-        log.warning("%s", error)
-        self._over.wait(_RETRY_S[min(retries, len(_RETRY_S) - 1)])
-
     # Leaving
 
-    async def _drain(self, threads: Iterable[threading.Thread], hurry: asyncio.Event) -> None:
+    async def _drain(
+        self,
+        claimers: Sequence[threading.Thread],
+        others: Sequence[threading.Thread],
+        hurry: asyncio.Event,
+    ) -> None:
         """Claim nothing more, finish what runs, release the rest; leases live until then."""
         self._stopping.set()
-        claimers = [thread for thread in threads if thread.name.startswith("claim-")]
         for thread in claimers:
             await asyncio.to_thread(thread.join)
         hurried = asyncio.create_task(hurry.wait())
@@ -446,8 +338,8 @@ class BatchWorker:
             if running.task is not None:
                 running.task.cancel()
         self._over.set()
-        self._outcomes.put(None)
-        for thread in threads:
+        self._settler.close()
+        for thread in others:
             await asyncio.to_thread(thread.join)
         if left:
             released = await asyncio.to_thread(self._ledger.release, left)
@@ -479,14 +371,3 @@ def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
         return JobCancelled(f"the job ran longer than {job.timeout_s:g} s")
     log.error("job %s of %s failed", job.id, job.queue, exc_info=error)
     return EngineFailed(f"{type(error).__name__}: {error}")
-
-
-def _size(settlement: Settlement) -> int:
-    """Roughly how many bytes of an outcome go to Redis."""
-    match settlement.outcome:
-        case HandOn(data=data):
-            return len(data)
-        case Answer(body=dict() as body, size=size):
-            return size + len(body.get("vectors", b""))
-        case _:
-            return 0

@@ -68,7 +68,8 @@ def rows_fault(
 ) -> str:
     """The columns that do not agree with each other; "" where all do.
 
-    ``places`` is the filter over the keys' first words. It costs 65 ms for a million rows, on a busy core.
+    ``places`` is the filter over the keys' first words. It took 65 ms for a million rows, on a busy
+    core.
     """
     first = rows.keys[:, 0]
     shift = np.uint64(64 - (len(places).bit_length() - 1))

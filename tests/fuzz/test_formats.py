@@ -80,8 +80,8 @@ def test_rubbish_is_a_corrupt_payload_or_a_value(data):
     | values.map(lambda payload: codec.pack_call("vecfleet.embed", payload)),
     fields=st.lists(
         st.none() | st.binary(max_size=30) | st.just(b"9" * 5000) | st.just(b"1" * 400),
-        min_size=15,
-        max_size=15,
+        min_size=16,
+        max_size=16,
     ),
 )
 def test_any_row_of_a_claim_becomes_a_job(data, fields):

@@ -19,7 +19,7 @@ ROOM = codec.MAX_PAYLOAD_BYTES - 64
 
 
 def row(data: bytes) -> list[bytes | None]:
-    return [b"j", b"x", b"q", b"1700000000000000", data] + [None] * 15
+    return [b"j", b"x", b"q", b"1700000000000000", data] + [None] * 16
 
 
 def call(payload: bytes) -> bytes:
