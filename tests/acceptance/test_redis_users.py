@@ -222,7 +222,7 @@ CALLED_BY = {
     "search": ("worker",),
     "operator": ("common",),
 }
-OF_OTHERS = {"common": {"scan"}, "worker": {"hkeys"}, "gateway": set(), "producer": set()}
+OF_OTHERS = {"common": {"scan", "info"}, "worker": {"hkeys"}, "gateway": set(), "producer": set()}
 # The first is for `vecfleet status`, the second for the writer.
 
 
