@@ -13,10 +13,11 @@ from vecfleet.common.limits import MAX_REQUEST_TOKENS, MAX_TEXT_BYTES
 from vecfleet.worker.embed_handler import EmbedHandler
 from vecfleet.worker.fake_engine import FakeEngine, FakeSettings
 from vecfleet.worker.job import Answer, ClaimedJob
+from vecfleet.worker.ledger import Ledger
 from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.rerank_handler import RerankHandler
 
-QUARANTINE = cast(Quarantine, None)  # no job here is a suspect
+QUARANTINE = Quarantine(cast(Ledger, None), {})  # no job here is a suspect
 MOST = 4 * MAX_REQUEST_TOKENS  # bytes
 
 
