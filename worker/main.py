@@ -226,7 +226,7 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
         catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home, lease.token)
         aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
         try:
-            await aggregator.on_disk(aggregator.open)
+            await aggregator.writers.on_disk(aggregator.open)
             await _merge(aggregator, config, (stop, hurry), on_stale, on_event)
         finally:
             await asyncio.to_thread(aggregator.close)
@@ -247,7 +247,7 @@ async def _merge(
     """Do the jobs and chores of an open aggregator until ``ends``: stop, and hurry."""
     stop, hurry = ends
     chores = [
-        asyncio.create_task(_every(_PUBLISH_S, aggregator.publish, on_stale)),
+        asyncio.create_task(_every(_PUBLISH_S, aggregator.keeper.publish, on_stale)),
         asyncio.create_task(aggregator.maintain()),
     ]
     worker = BatchWorker(
@@ -259,9 +259,9 @@ async def _merge(
         ),
         queues=aggregator.queues,
         handlers={
-            payloads.MERGE: Many(aggregator.merge),
-            payloads.CREATE: One(aggregator.create),
-            payloads.DELETE: One(aggregator.delete),
+            payloads.MERGE: Many(aggregator.merger.merge),
+            payloads.CREATE: One(aggregator.keeper.create),
+            payloads.DELETE: One(aggregator.keeper.delete),
         },
         windows={
             "interactive": Window(max_tokens=_NO_LIMIT, max_jobs=64),
@@ -269,7 +269,7 @@ async def _merge(
         },
         announce=lambda: Announcement(
             pools=tuple(dict.fromkeys(queue.pool for queue in aggregator.queues())),
-            status={"role": "aggregator", "discarded": aggregator.discarded},
+            status={"role": "aggregator", "discarded": aggregator.merger.discarded},
         ),
         on_event=_saying(f"aggregator ready: {config.data_dir}", on_event),
     )

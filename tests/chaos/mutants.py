@@ -80,7 +80,7 @@ def no_version_check() -> None:
 
 def settle_before_commit() -> None:
     """Shards are settled at once and written into the index a moment later."""
-    owner, method, applied = find("vecfleet.worker.aggregator:Aggregator._applied")
+    owner, method, applied = find("vecfleet.worker.merger:Merger._applied")
     from vecfleet.worker.job import Commit
 
     later: set[asyncio.Task[Any]] = set()

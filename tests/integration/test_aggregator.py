@@ -40,7 +40,7 @@ def client(redis_url: str) -> redis.Redis:
 @pytest.fixture
 async def aggregator(client: redis.Redis, tmp_path: Path) -> AsyncIterator[Aggregator]:
     made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None)
-    await made.on_disk(made.open)
+    await made.writers.on_disk(made.open)
     yield made
     await asyncio.to_thread(made.close)
 
@@ -63,13 +63,13 @@ def catalog_job(function: str, name: str, tenant: str = keys.DEFAULT_TENANT) -> 
 async def create(
     aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_TENANT
 ) -> Collection:
-    answer = await aggregator.create(catalog_job(payloads.CREATE, name, tenant))
+    answer = await aggregator.keeper.create(catalog_job(payloads.CREATE, name, tenant))
     assert isinstance(answer, Answer)
     return Collection.from_wire(answer.body)
 
 
 async def delete(aggregator: Aggregator, name: str, tenant: str = keys.DEFAULT_TENANT) -> None:
-    await aggregator.delete(catalog_job(payloads.DELETE, name, tenant))
+    await aggregator.keeper.delete(catalog_job(payloads.DELETE, name, tenant))
 
 
 async def test_a_deletion_that_comes_again_touches_no_other_collection_of_the_name(
@@ -78,12 +78,12 @@ async def test_a_deletion_that_comes_again_touches_no_other_collection_of_the_na
     first = await create(aggregator, "books")
     call = catalog_job(payloads.DELETE, "books")
     call = replace(call, payload={**call.payload, "uid": first.uid})
-    assert (await aggregator.delete(call)).body == {"uid": first.uid}
+    assert (await aggregator.keeper.delete(call)).body == {"uid": first.uid}
     second = await create(aggregator, "books")
-    assert (await aggregator.delete(call)).body == {"uid": first.uid}, "it was done already"
+    assert (await aggregator.keeper.delete(call)).body == {"uid": first.uid}, "it was done already"
     unknown = replace(call, payload={**call.payload, "uid": "0" * 32})
     with pytest.raises(UnknownCollection, match="made anew"):
-        await aggregator.delete(unknown)
+        await aggregator.keeper.delete(unknown)
     assert (await create(aggregator, "books")).uid == second.uid, "which is still there"
 
 
@@ -130,10 +130,10 @@ async def test_the_catalogue_is_changed_and_published_in_one_thread(
     monkeypatch.setattr(client, "hgetall", noting)
     for number in range(10):
         await asyncio.gather(
-            asyncio.to_thread(aggregator.publish), create(aggregator, f"c{number}")
+            asyncio.to_thread(aggregator.keeper.publish), create(aggregator, f"c{number}")
         )
     await asyncio.gather(
-        asyncio.to_thread(aggregator.publish),
+        asyncio.to_thread(aggregator.keeper.publish),
         *(delete(aggregator, f"c{number}") for number in range(9)),
     )
     assert published(client) == {"c9"}
@@ -159,14 +159,14 @@ async def test_a_record_that_a_crash_left_goes_at_the_next_start(
     client: redis.Redis, tmp_path: Path
 ) -> None:
     first = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None)
-    await first.on_disk(first.open)
+    await first.writers.on_disk(first.open)
     await create(first, "books", "acme")
     await asyncio.to_thread(first.close)
     catalog = Catalog.open(tmp_path)
     catalog.delete("books", "acme")  # and the process dies before it tells Redis
     assert published(client, "acme") == {"books"}
     second = Aggregator(catalog, client, 2, on_stale=lambda: None)
-    await second.on_disk(second.open)
+    await second.writers.on_disk(second.open)
     await asyncio.to_thread(second.close)
     assert published(client, "acme") == set()
 
@@ -178,7 +178,7 @@ async def test_a_record_that_cannot_be_read_is_written_again_or_goes(
     await create(aggregator, "books")
     before = client.hgetall(keys.collections())
     client.hset(keys.collections(), name, b"\xc1")  # type: ignore[arg-type]
-    await asyncio.to_thread(aggregator.publish)
+    await asyncio.to_thread(aggregator.keeper.publish)
     assert client.hgetall(keys.collections()) == before
 
 
@@ -186,7 +186,7 @@ async def test_a_shard_in_the_catalogues_queue_fails(aggregator: Aggregator) -> 
     """Written there by hand; given back, it would be claimed again at once, for ever."""
     collection = await create(aggregator, "docs")
     stray = replace(merge_job(collection, 1), id="stray", queue=keys.catalog_queue())
-    failed, good = await aggregator.merge([stray, merge_job(collection, 2)])
+    failed, good = await aggregator.merger.merge([stray, merge_job(collection, 2)])
     assert isinstance(failed, Failure)
     assert isinstance(good, Commit)
 
@@ -203,7 +203,7 @@ async def test_an_unforeseen_error_is_charged_to_its_cause_alone(
         return apply(writer, shards)
 
     monkeypatch.setattr(PartitionWriter, "apply", failing)
-    outcomes = await aggregator.merge([merge_job(collection, number) for number in range(4)])
+    outcomes = await aggregator.merger.merge([merge_job(collection, number) for number in range(4)])
     assert [type(outcome) for outcome in outcomes] == [Commit, Commit, Failure, Commit]
 
 
@@ -211,14 +211,14 @@ async def test_damage_found_at_run_time_takes_one_collection_out_of_service(
     aggregator: Aggregator, tmp_path: Path
 ) -> None:
     damaged, other = await create(aggregator, "damaged"), await create(aggregator, "other")
-    assert isinstance((await aggregator.merge([merge_job(damaged, 0)]))[0], Commit)
+    assert isinstance((await aggregator.merger.merge([merge_job(damaged, 0)]))[0], Commit)
     with sqlite3.connect(tmp_path / damaged.uid / "0" / "manifest.db") as manifest:
         manifest.execute("DROP TABLE applied")
     jobs = [merge_job(damaged, number) for number in range(1, 4)]
-    assert await aggregator.merge(jobs) == [Release()] * 3
+    assert await aggregator.merger.merge(jobs) == [Release()] * 3
     assert damaged.merge_queue not in aggregator.queues()
-    assert await aggregator.merge(jobs) == [Release()] * 3  # that were claimed before
-    assert isinstance((await aggregator.merge([merge_job(other, 0)]))[0], Commit)
+    assert await aggregator.merger.merge(jobs) == [Release()] * 3  # that were claimed before
+    assert isinstance((await aggregator.merger.merge([merge_job(other, 0)]))[0], Commit)
     assert other.merge_queue in aggregator.queues()
 
 
@@ -285,7 +285,7 @@ async def test_a_redis_that_lost_its_data_is_not_taken_for_one_without_collectio
         with pytest.raises(Unavailable) as raised:
             await lookup
         assert raised.value.retry_after_s
-    await asyncio.to_thread(aggregator.publish)
+    await asyncio.to_thread(aggregator.keeper.publish)
     assert (await directory.collection("books")).name == "books"
     await delete(aggregator, "books")
     assert await directory.collections() == []
@@ -296,15 +296,15 @@ async def test_one_that_was_frozen_leaves_the_next_ones_copy_alone(
 ) -> None:
     stale = asyncio.Event()
     frozen = Aggregator(Catalog.open(tmp_path, token=1), client, 1, on_stale=stale.set)
-    await frozen.on_disk(frozen.open)
+    await frozen.writers.on_disk(frozen.open)
     heir = Aggregator(Catalog.open(tmp_path, token=2), client, 2, on_stale=lambda: None)
-    await heir.on_disk(heir.open)
+    await heir.writers.on_disk(heir.open)
     await create(heir, "books")
     with pytest.raises(StaleWriter):
-        await asyncio.to_thread(frozen.publish)
+        await asyncio.to_thread(frozen.keeper.publish)
     assert published(client, "-") == {"books"}
     # A deletion that it had in hand is not settled, and touches nothing.
-    late = asyncio.create_task(frozen.delete(catalog_job(payloads.DELETE, "books")))
+    late = asyncio.create_task(frozen.keeper.delete(catalog_job(payloads.DELETE, "books")))
     await stale.wait()
     late.cancel()
     assert published(client, "-") == {"books"}

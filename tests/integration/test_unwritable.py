@@ -85,7 +85,7 @@ def merge_job(collection: Collection, number: int) -> ClaimedJob:
 async def opened(client: redis.Redis, root: Path, token: int = 1) -> AsyncIterator[Aggregator]:
     catalog = Catalog.open(root, token=token)
     aggregator = Aggregator(catalog, client, token, on_stale=lambda: None)
-    await aggregator.on_disk(aggregator.open)
+    await aggregator.writers.on_disk(aggregator.open)
     try:
         yield aggregator
     finally:
@@ -104,7 +104,7 @@ async def create(aggregator: Aggregator, name: str) -> Collection:
         enqueued_us=0,
         attempts=1,
     )
-    return Collection.from_wire((await aggregator.create(job)).body)
+    return Collection.from_wire((await aggregator.keeper.create(job)).body)
 
 
 async def test_its_shards_go_back_and_it_rests_longer_each_time(
@@ -115,16 +115,16 @@ async def test_its_shards_go_back_and_it_rests_longer_each_time(
         full.add(bad.uid)
         rests = []
         for _ in range(5):
-            outcomes = await aggregator.merge([merge_job(bad, 1), merge_job(bad, 2)])
+            outcomes = await aggregator.merger.merge([merge_job(bad, 1), merge_job(bad, 2)])
             assert outcomes[0] == outcomes[1]
             assert isinstance(outcomes[0], Release)
             rests.append(outcomes[0].rest_s)
         assert rests == [1, 2, 4, 8, 8]
-        assert isinstance((await aggregator.merge([merge_job(good, 1)]))[0], Commit)
+        assert isinstance((await aggregator.merger.merge([merge_job(good, 1)]))[0], Commit)
         full.clear()
-        assert isinstance((await aggregator.merge([merge_job(bad, 1)]))[0], Commit)
+        assert isinstance((await aggregator.merger.merge([merge_job(bad, 1)]))[0], Commit)
         full.add(bad.uid)
-        assert await aggregator.merge([merge_job(bad, 2)]) == [Release(1)]
+        assert await aggregator.merger.merge([merge_job(bad, 2)]) == [Release(1)]
 
 
 async def test_one_that_cannot_be_opened_is_opened_with_its_shards(
@@ -135,11 +135,11 @@ async def test_one_that_cannot_be_opened_is_opened_with_its_shards(
     full.add(bad.uid)
     async with opened(client, tmp_path, token=2) as aggregator:
         assert bad.merge_queue in aggregator.queues()
-        assert isinstance((await aggregator.merge([merge_job(good, 1)]))[0], Commit)
-        assert await aggregator.merge([merge_job(bad, 1)]) == [Release(1)]
+        assert isinstance((await aggregator.merger.merge([merge_job(good, 1)]))[0], Commit)
+        assert await aggregator.merger.merge([merge_job(bad, 1)]) == [Release(1)]
         assert {found.name for found in Catalog.open(tmp_path).list()} == {"bad", "good"}
         full.clear()
-        assert isinstance((await aggregator.merge([merge_job(bad, 1)]))[0], Commit)
+        assert isinstance((await aggregator.merger.merge([merge_job(bad, 1)]))[0], Commit)
 
 
 async def test_after_a_crash_its_suspect_keeps_nobody_out(
@@ -172,7 +172,7 @@ async def test_after_a_crash_its_suspect_keeps_nobody_out(
             _merge(aggregator, config, (stop, hurry), lambda: None, on_event=None)
         )
         try:
-            await eventually(lambda: bool(aggregator._rests_s))
+            await eventually(lambda: bool(aggregator.merger._rests_s))
             for number in range(10, 15):
                 await send(good, number)
                 await eventually(lambda n=number: are_gone(f"s-{n}"))

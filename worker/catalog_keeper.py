@@ -1,0 +1,171 @@
+"""Keeps the catalogue of one home: ``create`` and ``delete`` jobs, and the copy that Redis has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import redis
+
+from vecfleet.common import codec, keys
+from vecfleet.common.collection import Collection, CollectionSpec
+from vecfleet.common.errors import (
+    CorruptPayload,
+    InvalidInput,
+    QueueFull,
+    StaleWriter,
+    UnknownCollection,
+    VecfleetError,
+)
+from vecfleet.common.redis_client import translated
+from vecfleet.worker.catalog import Catalog
+from vecfleet.worker.collection_writers import CollectionWriters
+from vecfleet.worker.job import Answer, ClaimedJob
+
+log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+
+class CatalogKeeper:
+    """Changes the catalogue and publishes it, both in the thread of the writers."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        writers: CollectionWriters,
+        client: redis.Redis,
+        on_stale: Callable[[], None],
+    ) -> None:
+        """``on_stale`` is called when a newer writer has taken over."""
+        self._catalog = catalog
+        self._writers = writers
+        self._redis = client
+        self._on_stale = on_stale
+        self._tenants: frozenset[str] = frozenset()  # that have or had a collection
+
+    def open(self) -> None:
+        """Publish the catalogue whose writers are open."""
+        self._tenants = self._catalog.tenants()
+        try:
+            self._publish()
+        except QueueFull as error:
+            log.warning("the catalogue is published later: %s", error)
+
+    def publish(self) -> None:
+        """Make Redis's copy of the catalogue true again, whatever happened to it; waits for it."""
+        # In the thread that creates and deletes: a copy of an older state must not come last.
+        self._writers.submit(self._publish).result()
+
+    def _publish(self) -> None:
+        self._catalog.check_writer()  # one who went on after a freeze knows an older state
+        # Also of tenants whose last collection was deleted: its record has to go.
+        by_tenant: dict[str, dict[str, bytes]] = {tenant: {} for tenant in self._tenants}
+        for collection in self._writers.collections():
+            if self._catalog.by_uid(collection.uid) is not None:
+                record = codec.dumps(collection.to_wire())
+                by_tenant[collection.tenant][collection.name] = record
+        with translated():
+            for tenant, records in by_tenant.items():
+                key = keys.collections(tenant)
+                stale = self._stale(key, records)
+                pipe = self._redis.pipeline(transaction=True)
+                if stale:
+                    pipe.hdel(key, *stale)
+                if records:
+                    pipe.hset(key, mapping=records)  # type: ignore[arg-type]
+                pipe.execute()
+            self._redis.set(keys.PUBLISHED, int(time.time()))
+
+    def _stale(self, key: str, records: Mapping[str, bytes]) -> list[bytes]:
+        """The names in Redis's copy that must go: this home's that are gone, and unreadable ones.
+
+        What another home would have there it writes again.
+        """
+        raw: Any = self._redis.hgetall(key)
+        return [
+            name
+            for name, record in raw.items()
+            if name.decode(errors="replace") not in records and self._is_stale_record(record)
+        ]
+
+    def _is_stale_record(self, record: bytes) -> bool:
+        try:
+            return Collection.from_wire(codec.loads(record)).home == self._catalog.home
+        except CorruptPayload:
+            return True
+
+    async def create(self, job: ClaimedJob) -> Answer:
+        """``vecfleet.create``: the collection's record."""
+        name, tenant = _named(job)
+        spec = job.payload.get("spec")
+        if not isinstance(spec, dict):
+            raise CorruptPayload("spec must be a map")
+        try:
+            chosen = CollectionSpec.from_wire(spec)
+        except CorruptPayload as error:
+            raise InvalidInput(f"spec: {error.message}", field="spec") from error
+
+        def work() -> Collection:
+            collection = self._catalog.create(name, chosen, tenant)
+            self._tenants |= {tenant}
+            self._writers.adopt(collection)
+            self._publish()
+            return collection
+
+        return Answer((await self._as_writer(work)).to_wire())
+
+    async def delete(self, job: ClaimedJob) -> Answer:
+        """``vecfleet.delete``: the uid of what was deleted.
+
+        A call names one too: it may come again when another collection has the name.
+        """
+        name, tenant = _named(job)
+        meant = job.payload.get("uid")
+
+        def work() -> str:
+            if isinstance(meant, str) and self._catalog.was_deleted(meant):
+                return meant
+            uid = self._catalog.get(name, tenant).uid
+            if meant not in (None, uid):
+                raise UnknownCollection(
+                    f"collection {name!r} was made anew meanwhile; delete it again if you mean it",
+                    field="collection",
+                )
+            self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
+            self._writers.drop(uid, tenant)
+            self._publish()
+            with translated():
+                self._redis.delete(keys.version(uid), keys.outstanding(uid))
+            self.remove_deleted()
+            return uid
+
+        return Answer({"uid": await self._as_writer(work)})
+
+    async def _as_writer(self, work: Callable[[], _Result]) -> _Result:
+        """What ``work`` returns; who has lost the index settles nothing: its jobs are released."""
+        try:
+            return await self._writers.on_disk(work)
+        except StaleWriter:
+            self._on_stale()
+            await asyncio.Event().wait()
+            raise
+
+    def remove_deleted(self) -> None:
+        """Remove the files of deleted collections; what cannot be removed now stays for later."""
+        try:
+            self._catalog.remove_deleted()
+        except (VecfleetError, OSError) as error:
+            log.warning("files of deleted collections stay for now: %s", error)
+
+
+def _named(job: ClaimedJob) -> tuple[str, str]:
+    if not isinstance(job.payload, dict):
+        raise CorruptPayload("a catalogue job's payload is a map")
+    tenant = job.payload.get("tenant", keys.DEFAULT_TENANT)
+    if tenant != job.queue.tenant:
+        raise UnknownCollection("a collection is created and deleted by its own tenant")
+    return str(job.payload.get("name")), str(tenant)
