@@ -41,13 +41,18 @@ class _Lazy:
     extra: str | None = None  # what to install where its module's imports are missing
 
 
-_CLIENT, _ROLES = "vecfleet.fleet.client_commands", "vecfleet.fleet.role_commands"
+_CLIENT, _LOCAL = "vecfleet.fleet.client_commands", "vecfleet.fleet.local_commands"
+_WORKER = "vecfleet.fleet.worker_command"
 COMMANDS: dict[str, _Lazy] = {
-    "up": _Lazy(_ROLES, "up", "Run a whole fleet on this machine until Ctrl-C."),
-    "demo": _Lazy(_ROLES, "demo", "Ingest real passages, ask questions, and show what it does."),
-    "gateway": _Lazy(_ROLES, "gateway", "Run the HTTP gateway."),
-    "worker": _Lazy(_ROLES, "worker", "Run one model on one device."),
-    "aggregator": _Lazy(_ROLES, "aggregator", "Run the index's writer and its search process."),
+    "up": _Lazy(_LOCAL, "up", "Run a whole fleet on this machine until Ctrl-C."),
+    "demo": _Lazy(_LOCAL, "demo", "Ingest real passages, ask questions, and show what it does."),
+    "gateway": _Lazy("vecfleet.fleet.gateway_command", "gateway", "Run the HTTP gateway."),
+    "worker": _Lazy(_WORKER, "worker", "Run one model on one device."),
+    "aggregator": _Lazy(
+        "vecfleet.fleet.aggregator_command",
+        "aggregator",
+        "Run the index's writer and its search process.",
+    ),
     "compare": _Lazy(
         "vecfleet.fleet.compare",
         "compare",
@@ -57,7 +62,7 @@ COMMANDS: dict[str, _Lazy] = {
     "bench": _Lazy(
         "vecfleet.fleet.bench_command", "bench", "Measure what suits this machine.", "worker"
     ),
-    "health": _Lazy(_ROLES, "health", "Tell whether this host's workers show themselves."),
+    "health": _Lazy(_WORKER, "health", "Tell whether this host's workers show themselves."),
     "keys": _Lazy("vecfleet.fleet.keys_command", "keys", "Make, list and revoke API keys."),
     "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
     "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),

@@ -11,7 +11,7 @@ from gateway_fakes import FakeFleet, gateway_client
 from vecfleet.common.api_keys import SCOPES, add_key, new_key
 from vecfleet.common.errors import ConfigError
 from vecfleet.common.settings import Settings
-from vecfleet.fleet.role_commands import check_door
+from vecfleet.fleet.door import check_door
 from vecfleet.fleet.up import Fleet, FleetOptions
 from vecfleet.gateway.app import create_app
 from vecfleet.gateway.config import GatewayConfig, GatewayLimits, is_loopback

@@ -20,7 +20,7 @@ METHODS |= {"logging.config.dictConfig", "logging.config.fileConfig", "rq.utils.
 FETCHERS = {"requests", "httpx", "aiohttp", "urllib3"}
 
 # Importing by a name that is not a literal: the command's own table and the roles' modules.
-MAY_IMPORT_BY_NAME = {"fleet/cli.py", "fleet/role_commands.py"}
+MAY_IMPORT_BY_NAME = {"fleet/cli.py", "fleet/roles.py"}
 # Opening URLs: an operator's commands that ask their own gateway.
 MAY_OPEN_URLS = {"fleet/machine.py", "fleet/http_client.py"}
 

@@ -85,7 +85,10 @@ def loaded_after(statement: str) -> set[str]:
     ("role", "not_wanted"),
     [
         ("vecfleet.fleet.cli", {"torch", "transformers", "faiss", "fastapi", "uvicorn", "numpy"}),
-        ("vecfleet.fleet.role_commands", {"torch", "faiss", "fastapi", "numpy"}),
+        ("vecfleet.fleet.gateway_command", {"torch", "faiss", "fastapi", "numpy"}),
+        ("vecfleet.fleet.worker_command", {"torch", "faiss", "fastapi", "numpy"}),
+        ("vecfleet.fleet.aggregator_command", {"torch", "faiss", "fastapi", "numpy"}),
+        ("vecfleet.fleet.local_commands", {"torch", "faiss", "fastapi", "numpy"}),
         ("vecfleet.gateway.main", {"torch", "transformers", "faiss"}),
         ("vecfleet.worker.main", {"torch", "transformers", "faiss", "fastapi"}),
     ],
