@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fuzz.job_machine import BLOCKS, DOCUMENTS, EMBED, MERGE, SUB, WORKERS, Held, JobMachine
+from fuzz.found import BLOCKS, EMBED, MERGE, SUB
+from fuzz.job_machine import DOCUMENTS, WORKERS, Held, JobMachine
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 from index_oracle import SPEC, Oracle, check_reader, shard_bytes
@@ -43,6 +44,7 @@ class IndexMachine(JobMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="fuzz-index-", dir=_MEMORY)
         self.oracle = Oracle()
         self.token = 0
+        self.is_touched = True  # since it was last read
         self.dies_at = ""
         self.replaced: PartitionWriter | None = None
         self.writer = self.open_writer()
@@ -58,6 +60,7 @@ class IndexMachine(JobMachine):
     def open_writer(self) -> PartitionWriter:
         """The next holder of the partition's lease."""
         self.token += 1
+        self.is_touched = True
 
         def crash(point: str) -> None:
             if point == self.dies_at:
@@ -79,7 +82,7 @@ class IndexMachine(JobMachine):
         """Put the shard into the index; whoever does it again, or late, changes nothing."""
         shard = Shard.parse(held.job.payload)
         was_there = shard.shard_id in self.oracle.applied
-        self.dies_at = dies_at
+        self.dies_at, self.is_touched = dies_at, True
         try:
             (outcome,) = self.writer.apply([shard])
             assert outcome.status == ("duplicate" if was_there else "applied"), outcome
@@ -127,11 +130,24 @@ class IndexMachine(JobMachine):
         shard = Shard.parse(held.job.payload)
         if shard.shard_id in self.oracle.applied:
             return  # it may look, and sees that it is there
+        self.is_touched = True
         with pytest.raises(StaleWriter):
             self.replaced.apply([shard])
 
+    @rule(worker=st.sampled_from(WORKERS), most=st.sampled_from((2, BLOCKS)), is_late=st.booleans())
+    def merge(self, worker: str, most: int, is_late: bool) -> None:
+        """All is well, but that the last came first and that the replaced one still tries."""
+        if is_late:
+            self.take_over()
+        for held in reversed(self.claim(worker, MERGE, most).values):
+            self.the_replaced_one_goes_on(held)
+            self.settle(held, "good", False)
+
     @invariant()
     def the_index_holds_what_was_committed(self) -> None:
+        if not self.is_touched:
+            return
+        self.is_touched = False
         reader = PartitionReader.open(Path(self.folder.name))
         try:
             check_reader(reader, self.oracle)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+from fuzz.found import BLOCKS, EMBED, MERGE, SUB, Found, FoundQueue, look
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -38,10 +39,6 @@ from vecfleet.worker.job import ClaimedJob, Commit, Failure, HandOn, Release, Se
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 
 LEASE_S = 10.0
-EMBED = keys.embed_queue("5pace", "bulk")
-MERGE = keys.merge_queue("c0ffee")
-SUB = "sub"
-BLOCKS = 8
 DOCUMENTS = 3
 _SECONDS, _MICROSECONDS = "test:clock:s", "test:clock:us"
 _CLOCK = (
@@ -276,56 +273,60 @@ class JobMachine(RuleBasedStateMachine):
     # What must always be so
 
     @invariant()
-    def each_job_is_in_one_place(self) -> None:
+    def redis_says_the_same(self) -> None:
+        found = look(self.client)
+        self.each_job_is_in_one_place(found)
+        for name, queue in found.queues.items():
+            self.counters_are_what_the_jobs_add_up_to(name, queue, found)
+        self.the_submission_counts_each_block_once(found)
+
+    def each_job_is_in_one_place(self, found: Found) -> None:
         places: dict[str, list[str]] = {job: [] for job in self.model.state}
-        for queue in (EMBED, MERGE):
+        for name, queue in found.queues.items():
             # Of a job that was cancelled an id stays behind, also when it is enqueued again.
-            for raw in set(self.client.lrange(keys.queue_list(queue), 0, -1)):
-                told = self.client.hmget(keys.job(raw.decode()), "status", "origin")
-                if told == [b"queued", str(queue).encode()]:
-                    places[raw.decode()].append(f"queued:{queue}")
-            for raw in self.client.zrange(keys.lease(queue), 0, -1):
+            for job in {raw.decode() for raw in queue.waiting}:
+                if found.jobs[job].fields[:2] == [b"queued", name.encode()]:
+                    places[job].append(f"queued:{name}")
+            for raw in queue.leases:
                 job, _, execution = raw.decode().partition(":")
-                places[job].append(f"leased:{queue}")
+                places[job].append(f"leased:{name}")
                 assert self.model.holder.get(job) == execution
-            for raw in self.client.zrange(f"rq:failed:{queue}", 0, -1):
+            for raw in queue.dead:
                 places[raw.decode()].append("dead")
-                assert self.client.hstrlen(keys.job(raw.decode()), "data")
+                assert found.jobs[raw.decode()].size
         for job, state in self.model.state.items():
-            known = self.client.exists(keys.job(job))
+            known = found.jobs[job].is_there
             if state in ("merged", "cancelled"):
                 assert not known and not places[job], (job, state, places[job])
             else:
                 assert known and places[job] == [state], (job, state, places[job])
 
-    @invariant()
-    def counters_are_what_the_jobs_add_up_to(self) -> None:
-        for queue in (EMBED, MERGE):
-            waiting = [job for job, state in self.model.state.items() if state == f"queued:{queue}"]
-            load = self.client.hgetall(keys.load(queue))
-            sums = {"tokens": 0, "bytes": 0, "jobs": len(waiting)}
-            for job in waiting:
-                sums["tokens"] += int(self.client.hget(keys.job(job), "vf_cost") or 0)
-                sums["bytes"] += self.client.hstrlen(keys.job(job), "data") + JOB_BYTES
-            assert {name: int(load.get(name.encode(), 0)) for name in sums} == sums, (queue, load)
-            # There is one tenant, so what waits for all is the same.
-            of_all = self.client.hgetall(keys.load_of_all(queue))
-            assert {name: int(of_all.get(name.encode(), 0)) for name in sums} == sums, of_all
-            # Ids of cancelled jobs stay in the list, until somebody comes to them.
-            has_ids = bool(self.client.exists(keys.queue_list(queue)))
-            in_line = self.client.zrange(keys.line(queue), 0, -1)
-            assert in_line == [str(queue).encode()] * (has_ids and queue == EMBED), in_line
-            if not has_ids:
-                assert not load and not of_all, (queue, load, of_all)
+    def counters_are_what_the_jobs_add_up_to(
+        self, name: str, queue: FoundQueue, found: Found
+    ) -> None:
+        waiting = [
+            found.jobs[job] for job, state in self.model.state.items() if state == f"queued:{name}"
+        ]
+        sums = {
+            b"tokens": sum(int(job.fields[2] or 0) for job in waiting),
+            b"bytes": sum(job.size + JOB_BYTES for job in waiting),
+            b"jobs": len(waiting),
+        }
+        assert {key: int(queue.load.get(key, 0)) for key in sums} == sums, (name, queue.load)
+        # There is one tenant, so what waits for all is the same.
+        assert {key: int(queue.of_all.get(key, 0)) for key in sums} == sums, (name, queue.of_all)
+        # Ids of cancelled jobs stay in the list, until somebody comes to them.
+        has_line = bool(queue.waiting) and name == str(EMBED)
+        assert queue.line == [name.encode()] * has_line, (name, queue.line)
+        if not queue.waiting:
+            assert not queue.load and not queue.of_all, (name, queue)
 
-    @invariant()
-    def the_submission_counts_each_block_once(self) -> None:
-        key = keys.submission(SUB)
-        for mark, state in (("ok", "merged"), ("bad", "dead")):
+    def the_submission_counts_each_block_once(self, found: Found) -> None:
+        for bits, state in ((found.merged, "merged"), (found.dead, "dead")):
             for block in range(BLOCKS):
-                bit = self.client.getbit(f"{key}:{mark}", block)
-                assert bit == (self.model.state.get(f"{SUB}-{block}") == state), (mark, block)
-        told = self.client.hgetall(key)
+                bit = bits[block // 8] >> (7 - block % 8) & 1 if block // 8 < len(bits) else 0
+                assert bit == (self.model.state.get(f"{SUB}-{block}") == state), (state, block)
+        told = found.submission
         ends = Counter(self.model.state.values())
         assert int(told.get(b"committed_documents", 0)) == DOCUMENTS * ends["merged"]
         assert int(told.get(b"failed_documents", 0)) == DOCUMENTS * ends["dead"]

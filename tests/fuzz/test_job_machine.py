@@ -16,7 +16,8 @@ from vecfleet.common.redis_client import read_lua
 from vecfleet.worker import ledger, partition
 from vecfleet.worker.manifest import Manifest
 
-LONG = 4  # times as many examples of make fuzz
+LONG = 10  # times as many examples of make fuzz
+MOST = 200  # examples after which a mutant must have been noticed; they are by the fifteenth
 MUTANTS = {
     "no fence": (
         "local held = redis.call('ZREM', 'vf:lease:' .. queue, member) == 1",
@@ -40,7 +41,7 @@ MUTANTS = {
 }
 
 
-def run(redis_url, mutant=("", ""), examples=40, times=1, base=JobMachine, **told):
+def run(redis_url, mutant=("", ""), examples=100, times=1, base=JobMachine, **told):
     machine = type("Machine", (base,), {"url": redis_url, "mutant": mutant, **told})
     machine.ends.clear()
     run_state_machine_as_test(
@@ -61,24 +62,24 @@ def test_a_mutant_of_the_scripts_is_noticed(redis_url, name):
     scripts += read_lua(Path(queue_client.__file__).parent, "enqueue", "cancel")
     assert MUTANTS[name][0] in scripts, "the mutant's place has changed"
     with pytest.raises((AssertionError, KeyError)):
-        run(redis_url, MUTANTS[name], examples=100)
+        run(redis_url, MUTANTS[name], examples=MOST)
 
 
 def test_what_was_acknowledged_is_in_the_index_once(redis_url):
-    ends = run(redis_url, examples=25, times=LONG, base=IndexMachine)
+    ends = run(redis_url, examples=40, times=LONG, base=IndexMachine)
     assert {"merged", "leased"} <= set(ends), ends
 
 
 def test_a_settlement_before_the_commit_is_noticed(redis_url):
     with pytest.raises(AssertionError):
-        run(redis_url, examples=100, base=IndexMachine, is_hasty=True)
+        run(redis_url, examples=MOST, base=IndexMachine, is_hasty=True)
 
 
 def test_an_index_without_a_version_check_is_noticed(redis_url):
     with mock.patch.object(partition, "deaths_by", partition.deaths_by):
         no_version_check()
         with pytest.raises(AssertionError):
-            run(redis_url, examples=100, base=IndexMachine)
+            run(redis_url, examples=MOST, base=IndexMachine)
 
 
 def test_an_index_without_a_fence_is_noticed(redis_url):
@@ -89,4 +90,4 @@ def test_an_index_without_a_fence_is_noticed(redis_url):
 
     noticed = (AssertionError, VecfleetError, pytest.fail.Exception)
     with mock.patch.object(Manifest, "commit", anybodys), pytest.raises(noticed):
-        run(redis_url, examples=100, base=IndexMachine)
+        run(redis_url, examples=MOST, base=IndexMachine)
