@@ -8,72 +8,29 @@ thread switches; a larger one in a side thread, a chunk at a time, so that steps
 from __future__ import annotations
 
 import asyncio
-import logging
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Generic, TypeVar
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
-from vecfleet.common.logs import shown
 from vecfleet.worker.activity import Activity
 from vecfleet.worker.batching import Batch, Batcher, Entry
 from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
 from vecfleet.worker.engine import EngineStats, Priority
-from vecfleet.worker.step_budget import StepBudget
+from vecfleet.worker.forward_pass import ForwardPass, Runner
+from vecfleet.worker.step_call import StepCall, settle, tell_on
 
 SMALL_CALL_TEXTS = 8
 SMALL_CALL_CHARS = 8 << 10
 STEP_MEDIAN_OVER = 256
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 P = TypeVar("P")
-
-
-class Runner(Protocol[P]):
-    """The model that a loop drives, on the loop's thread only."""
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row."""
-        ...
-
-    def make_batcher(self) -> Batcher[Any, P]:
-        """The rule by which the model's texts are packed into steps."""
-        ...
-
-    def run(self, payloads: Sequence[P]) -> NDArray[np.float32]:
-        """One forward pass: (n, width). May raise anything; NaN marks a text that failed."""
-        ...
-
-    def free_memory(self, error: Exception) -> bool:
-        """Whether ``error`` says that memory ran out; then what is not needed was given back."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    future: asyncio.Future[Rows]
-    loop: asyncio.AbstractEventLoop
-    priority: Priority
-    rows: Rows
-    left: int
-    failures: dict[int, Exception] = field(default_factory=dict)
-    encode_now: Callable[[], list[Encoded[Any]]] | None = None
 
 
 class StepLoop(Generic[P]):
@@ -84,20 +41,20 @@ class StepLoop(Generic[P]):
         self._name = name
         self._on_step = on_step
         self._changed = threading.Condition()
-        self._calls: set[_Call] = set()
-        self._to_encode: list[_Call] = []
-        self._batcher: Batcher[_Call, P]
+        self._calls: set[StepCall] = set()
+        self._to_encode: list[StepCall] = []
+        self._batcher: Batcher[StepCall, P]
         self._runner: Runner[P]
-        self._budget: StepBudget
+        self._pass: ForwardPass[P]
         self._closing = False
         self._thread: threading.Thread | None = None
         self._encoders = {
             priority: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-encode")
             for priority in Priority
         }
-        self._running: Batch[_Call, P] | None = None
-        self._encoding: set[_Call] = set()
-        self._leaving: dict[_Call, asyncio.Future[None]] = {}  # cancelled, but in hand
+        self._running: Batch[StepCall, P] | None = None
+        self._encoding: set[StepCall] = set()
+        self._leaving: dict[StepCall, asyncio.Future[None]] = {}  # cancelled, but in hand
         self._activity = Activity()
         self._tokens = self._bulk_tokens = self._texts = self._steps = 0
         self._busy_s = 0.0
@@ -112,11 +69,11 @@ class StepLoop(Generic[P]):
             try:
                 self._runner = load()
                 self._batcher = self._runner.make_batcher()
-                self._budget = StepBudget(self._batcher.step_tokens)
+                self._pass = ForwardPass(self._runner, self._batcher)
             except Exception as error:
-                _tell(loop, _settle_start, loaded, error)
+                tell_on(loop, _settle_start, loaded, error)
                 return
-            _tell(loop, _settle_start, loaded, None)
+            tell_on(loop, _settle_start, loaded, None)
             self._step_until_closed()
 
         self._thread = threading.Thread(target=main, name=f"{self._name}-steps", daemon=True)
@@ -128,17 +85,13 @@ class StepLoop(Generic[P]):
     ) -> Rows:
         """The model's rows for ``texts``; with ``whole``, ``encode`` sees all before any runs."""
         count = len(texts)
-        rows = Rows(
-            np.empty((count, self._runner.width), np.float32),
-            np.zeros(count, np.int32),
-            np.zeros(count, np.bool_),
-        )
+        rows = Rows.empty(count, self._runner.width)
         if self._closing:
             raise Unavailable("the engine is closed")
         if not count:
             return rows
         loop = asyncio.get_running_loop()
-        call = _Call(loop.create_future(), loop, priority, rows, count)
+        call = StepCall(loop.create_future(), loop, priority, rows, count)
         with self._activity.given():
             self._begin(call, texts, encode, count if whole else CHUNK_TEXTS)
             try:
@@ -148,7 +101,7 @@ class StepLoop(Generic[P]):
                     self._forget(call)
                     await self._let_go(call)
 
-    def _begin(self, call: _Call, texts: Sequence[T], encode: Encode[T, P], chunk: int) -> None:
+    def _begin(self, call: StepCall, texts: Sequence[T], encode: Encode[T, P], chunk: int) -> None:
         if _is_small(texts):
             call.encode_now = partial(encode, texts)
         with self._changed:
@@ -192,12 +145,12 @@ class StepLoop(Generic[P]):
             calls, self._calls = list(self._calls), set()
         error = Unavailable("the engine was closed")
         for call in calls:
-            _tell(call.loop, _settle, [(call, error)])
+            tell_on(call.loop, settle, [(call, error)])
 
     # -- encoding ---------------------------------------------------------------------------
 
     def _encode_chunks(
-        self, call: _Call, texts: Sequence[T], encode: Encode[T, P], chunk: int
+        self, call: StepCall, texts: Sequence[T], encode: Encode[T, P], chunk: int
     ) -> None:
         for start in range(0, len(texts), chunk):
             if self._closing:
@@ -206,7 +159,9 @@ class StepLoop(Generic[P]):
             if not self._encode_part(call, start, partial(encode, part)):
                 return
 
-    def _encode_part(self, call: _Call, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
+    def _encode_part(
+        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P]]]
+    ) -> bool:
         """Whether the call goes on."""
         with self._changed:
             if call not in self._calls:
@@ -220,7 +175,7 @@ class StepLoop(Generic[P]):
                 self._encoding.discard(call)
                 self._tell_leaving()
 
-    def _encode(self, call: _Call, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
+    def _encode(self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
         try:
             encoded = encode()
         except TextsTooLong as error:
@@ -264,17 +219,17 @@ class StepLoop(Generic[P]):
     def _has_work(self) -> bool:
         return bool(self._closing or self._to_encode or self._batcher.pending_tokens)
 
-    def _step(self, batch: Batch[_Call, P]) -> None:
+    def _step(self, batch: Batch[StepCall, P]) -> None:
         if self._on_step:
             self._on_step(batch.priority, len(batch.entries))
         began = time.perf_counter()
-        self._run(batch.entries)
+        self._pass.run(batch.entries)
         took_s = time.perf_counter() - began
         finished = []
         with self._changed:
             self._running = None
             self._tell_leaving()
-            self._batcher.step_tokens = self._budget.tokens
+            self._batcher.step_tokens = self._pass.step_tokens
             self._steps += 1
             self._tokens += batch.tokens
             self._texts += len(batch.entries)
@@ -289,58 +244,17 @@ class StepLoop(Generic[P]):
                     self._calls.discard(call)
                     finished.append((call, failure_of(call.failures)))
         for loop in {call.loop for call, _ in finished}:
-            _tell(loop, _settle, [done for done in finished if done[0].loop is loop])
-
-    def _run(self, entries: list[Entry[_Call, P]], *, tried: bool = False) -> None:
-        """One forward pass; where it fails, each half for itself, down to single texts.
-
-        Where memory ran out, later steps are smaller, and a single text is tried once more with
-        the memory that was given back.
-        """
-        found = self._try(entries)
-        if not isinstance(found, Exception):
-            self._budget.went_well()
-            self._take(entries, found)
-            return
-        no_memory = self._runner.free_memory(found)
-        if len(entries) == 1:
-            if no_memory and not tried:
-                self._run(entries, tried=True)
-                return
-            log.warning("the model failed on one text: %s", shown(found))
-            entries[0].call.failures[entries[0].place] = found
-            return
-        if no_memory:
-            self._budget.out_of_memory(self._batcher.cost(entries))
-        log.warning("a step of %d texts failed, halving it: %s", len(entries), shown(found))
-        middle = len(entries) // 2
-        self._run(entries[:middle])
-        self._run(entries[middle:])
-
-    def _try(self, entries: list[Entry[_Call, P]]) -> NDArray[np.float32] | Exception:
-        """The pass's rows or its error, without the frames that would keep its buffers alive."""
-        try:
-            return self._runner.run([entry.payload for entry in entries])
-        except Exception as error:
-            error.__context__ = error.__cause__ = None
-            return error.with_traceback(None)
-
-    def _take(self, entries: list[Entry[_Call, P]], values: NDArray[np.float32]) -> None:
-        for entry, row in zip(entries, values, strict=True):
-            entry.call.rows.values[entry.place] = row
-        for place in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            entry = entries[place]
-            entry.call.failures[entry.place] = ArithmeticError("the model returned NaN")
+            tell_on(loop, settle, [done for done in finished if done[0].loop is loop])
 
     # -- ends of calls ----------------------------------------------------------------------
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, call: StepCall) -> None:
         with self._changed:
             self._calls.discard(call)
             call.encode_now = None
             self._batcher.drop(call)
 
-    async def _let_go(self, call: _Call) -> None:
+    async def _let_go(self, call: StepCall) -> None:
         """Wait until neither a step nor an encoder holds any text of the call."""
         with self._changed:
             if not self._is_held(call):
@@ -348,17 +262,17 @@ class StepLoop(Generic[P]):
             gone = self._leaving[call] = call.loop.create_future()
         await gone
 
-    def _is_held(self, call: _Call) -> bool:
+    def _is_held(self, call: StepCall) -> bool:
         running = self._running.entries if self._running else ()
         return call in self._encoding or any(entry.call is call for entry in running)
 
     def _tell_leaving(self) -> None:
         for call in [call for call in self._leaving if not self._is_held(call)]:
-            _tell(call.loop, _let, self._leaving.pop(call))
+            tell_on(call.loop, _let, self._leaving.pop(call))
 
-    def _fail(self, call: _Call, error: VecfleetError) -> None:
+    def _fail(self, call: StepCall, error: VecfleetError) -> None:
         self._forget(call)
-        _tell(call.loop, _settle, [(call, error)])
+        tell_on(call.loop, settle, [(call, error)])
 
 
 def _is_small(texts: Sequence[Any]) -> bool:
@@ -387,21 +301,3 @@ def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None
 def _let(gone: asyncio.Future[None]) -> None:
     if not gone.done():
         gone.set_result(None)
-
-
-def _settle(finished: list[tuple[_Call, VecfleetError | None]]) -> None:
-    for call, error in finished:
-        if call.future.done():
-            continue
-        if error is None:
-            call.future.set_result(call.rows)
-        else:
-            call.future.set_exception(error)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., None], *args: Any) -> None:
-    """Call ``tell`` on the event loop; nobody waits any more where that is closed."""
-    try:
-        loop.call_soon_threadsafe(tell, *args)
-    except RuntimeError:
-        log.debug("the caller's event loop is closed")
