@@ -43,7 +43,7 @@ def aggregator(
     if only is None and not check:
         return _run_both(chosen, url, home, niceness)
 
-    def config(cls: Any) -> Any:
+    def writer_config(cls: Any) -> Any:
         return cls(
             redis_url=url,
             data_dir=chosen.data,
@@ -52,15 +52,20 @@ def aggregator(
             max_merge_bytes=chosen.max_merge_bytes,
         )
 
-    if only == "writer" and not check:
-        os.nice(niceness)
+    def search_config(cls: Any) -> Any:
+        return cls(redis_url=url, data_dir=chosen.data, home=home)
+
     if only == "search":
         # Searches run one after the other. A second thread of theirs would gain little, and where
         # its core is busy the first one spins until it has come round: a hundred milliseconds.
         for name in _THREADS:
             set_process_env(name, "1")
-    function = "run_search" if only == "search" else "run_aggregator"
-    return run_role(Role("vecfleet.worker.main", "AggregatorConfig", function), config, url, check)
+        role = Role("vecfleet.worker.search_main", "SearchConfig", "run_search")
+        return run_role(role, search_config, url, check)
+    if not check:
+        os.nice(niceness)
+    role = Role("vecfleet.worker.aggregator_main", "AggregatorConfig", "run_aggregator")
+    return run_role(role, writer_config, url, check)
 
 
 def _run_both(settings: Settings, redis_url: str, home: str, niceness: int) -> int:

@@ -11,16 +11,12 @@ from pathlib import Path
 
 from vecfleet.common.logs import setup_logging
 from vecfleet.common.settings import Settings
+from vecfleet.worker.aggregator_main import AggregatorConfig, run_aggregator
 from vecfleet.worker.engine import Engine
 from vecfleet.worker.engine_settings import EngineSettings
 from vecfleet.worker.fake_engine import FakeEngine, FakeSettings
-from vecfleet.worker.main import (
-    AggregatorConfig,
-    WorkerConfig,
-    run_aggregator,
-    run_search,
-    run_worker,
-)
+from vecfleet.worker.main import WorkerConfig, run_worker
+from vecfleet.worker.search_main import SearchConfig, run_search
 from vecfleet.worker.window import ResourceLimits
 
 
@@ -29,7 +25,6 @@ def main(role: str, redis_url: str, data_dir: str, step_s: str, max_step_s: str 
         return await FakeEngine.load(FakeSettings(step_s=float(step_s), step_tokens=512))
 
     bounds = Settings.read().admission()
-    config = AggregatorConfig(redis_url, Path(data_dir), max_merge_bytes=bounds.max_merge_bytes)
     match role:
         case "worker":
             limits = ResourceLimits(memory_percent=100, cpu_percent=100)
@@ -43,9 +38,11 @@ def main(role: str, redis_url: str, data_dir: str, step_s: str, max_step_s: str 
             )
             return run_worker(worker, load=load)
         case "aggregator":
-            return run_aggregator(config)
+            return run_aggregator(
+                AggregatorConfig(redis_url, Path(data_dir), max_merge_bytes=bounds.max_merge_bytes)
+            )
         case _:
-            return run_search(config)
+            return run_search(SearchConfig(redis_url, Path(data_dir)))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from vecfleet.worker.disk_reserve import DiskReserve
 from vecfleet.worker.partition_state import PartitionSpec
 from vecfleet.worker.sqlite_file import SqliteFile
 
+INDEX_FOLDER = "index"  # below the data folder
 FILE_NAME = "catalog.db"
 _UID = re.compile(r"[0-9a-f]{32}")
 _SCHEMA = """

@@ -39,11 +39,10 @@ _PRELOADED = (
     "vecfleet.gateway.app",
     "vecfleet.gateway.main",
     "vecfleet.producer.producer",
-    "vecfleet.worker.aggregator",
+    "vecfleet.worker.aggregator_main",
     "vecfleet.worker.fake_engine",
     "vecfleet.worker.main",
-    "vecfleet.worker.resources",
-    "vecfleet.worker.search_handler",
+    "vecfleet.worker.search_main",
 )
 
 
@@ -74,8 +73,7 @@ def shorten_leases(lease_s: float) -> None:
 
     assert "vecfleet.worker.ledger" not in sys.modules
     keys.LEASE_TTL_S, keys.HEARTBEAT_S = lease_s, lease_s / 5
-    from vecfleet.worker import heartbeat
-    from vecfleet.worker import main as worker_main
+    from vecfleet.worker import aggregator_main, heartbeat
 
     assert heartbeat.Timing().heartbeat_s == lease_s / 5
     names = list(heartbeat.Timing.__dataclass_fields__)
@@ -83,8 +81,8 @@ def shorten_leases(lease_s: float) -> None:
     defaults[names.index("rescue_s")] = lease_s / 5
     heartbeat.Timing.__init__.__defaults__ = tuple(defaults)
     assert heartbeat.Timing().rescue_s == lease_s / 5
-    assert worker_main._LEASE_RENEW_S > 0
-    worker_main._LEASE_RENEW_S = lease_s / 5
+    assert aggregator_main._LEASE_RENEW_S > 0
+    aggregator_main._LEASE_RENEW_S = lease_s / 5
 
 
 def _slow_engine(step_s: float) -> None:

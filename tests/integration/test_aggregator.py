@@ -23,9 +23,9 @@ from vecfleet.common.directory import Directory
 from vecfleet.common.errors import CorruptManifest, StaleWriter, Unavailable, UnknownCollection
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
-from vecfleet.worker.catalog import FILE_NAME, Catalog
+from vecfleet.worker.aggregator_main import AggregatorConfig, run_aggregator
+from vecfleet.worker.catalog import FILE_NAME, INDEX_FOLDER, Catalog
 from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Release
-from vecfleet.worker.main import INDEX_FOLDER, AggregatorConfig, run_aggregator
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
 from vecfleet.worker.shard import Shard, build_shard
 

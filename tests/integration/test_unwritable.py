@@ -18,9 +18,9 @@ from vecfleet.common.errors import Unavailable
 from vecfleet.common.queue_client import NewJob, QueueClient
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.worker.aggregator import Aggregator
+from vecfleet.worker.aggregator_main import AggregatorConfig, _merge
 from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.job import ClaimedJob, Commit, Release
-from vecfleet.worker.main import AggregatorConfig, _merge
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
 from vecfleet.worker.shard import Shard, build_shard
 

@@ -91,6 +91,8 @@ def loaded_after(statement: str) -> set[str]:
         ("vecfleet.fleet.local_commands", {"torch", "faiss", "fastapi", "numpy"}),
         ("vecfleet.gateway.main", {"torch", "transformers", "faiss"}),
         ("vecfleet.worker.main", {"torch", "transformers", "faiss", "fastapi"}),
+        ("vecfleet.worker.aggregator_main", {"torch", "transformers", "fastapi", "psutil"}),
+        ("vecfleet.worker.search_main", {"torch", "transformers", "fastapi", "psutil"}),
     ],
 )
 def test_a_role_does_not_load_what_only_others_need(role: str, not_wanted: set[str]) -> None:
