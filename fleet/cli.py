@@ -41,7 +41,7 @@ class _Lazy:
     extra: str | None = None  # what to install where its module's imports are missing
 
 
-_CLIENT, _LOCAL = "vecfleet.fleet.client_commands", "vecfleet.fleet.local_commands"
+_LOCAL, _QUERY = "vecfleet.fleet.local_commands", "vecfleet.fleet.query_commands"
 _WORKER = "vecfleet.fleet.worker_command"
 COMMANDS: dict[str, _Lazy] = {
     "up": _Lazy(_LOCAL, "up", "Run a whole fleet on this machine until Ctrl-C."),
@@ -64,17 +64,23 @@ COMMANDS: dict[str, _Lazy] = {
     ),
     "health": _Lazy(_WORKER, "health", "Tell whether this host's workers show themselves."),
     "keys": _Lazy("vecfleet.fleet.keys_command", "keys", "Make, list and revoke API keys."),
-    "ingest": _Lazy(_CLIENT, "ingest", "Put documents from files into a collection."),
-    "search": _Lazy(_CLIENT, "search", "Find the documents of a collection nearest to a query."),
-    "rerank": _Lazy(_CLIENT, "rerank", "Order documents by their relevance to a query."),
-    "embed": _Lazy(_CLIENT, "embed", "Turn texts into vectors."),
-    "collections": _Lazy(_CLIENT, "collections", "List, create and delete collections."),
+    "ingest": _Lazy(
+        "vecfleet.fleet.ingest_command", "ingest", "Put documents from files into a collection."
+    ),
+    "search": _Lazy(_QUERY, "search", "Find the documents of a collection nearest to a query."),
+    "rerank": _Lazy(_QUERY, "rerank", "Order documents by their relevance to a query."),
+    "embed": _Lazy(_QUERY, "embed", "Turn texts into vectors."),
+    "collections": _Lazy(
+        "vecfleet.fleet.collections_command", "collections", "List, create and delete collections."
+    ),
     "dead": _Lazy(
         "vecfleet.fleet.dead_command",
         "dead",
         "See what could not be done; try it again or drop it.",
     ),
-    "status": _Lazy(_CLIENT, "status", "Show models, workers, queues and collections."),
+    "status": _Lazy(
+        "vecfleet.fleet.status_command", "status", "Show models, workers, queues and collections."
+    ),
 }
 
 

@@ -1,21 +1,21 @@
-"""``vecfleet status`` and ``vecfleet collections``: what there is and how it fares."""
+"""``vecfleet status``: what there is and how it fares."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from vecfleet.common.collection import Collection, IndexPolicy, VersionMode
 from vecfleet.common.fleet_state import LineLoad, QueueLoad
 from vecfleet.common.keys import LANES
 from vecfleet.common.settings import Settings
 from vecfleet.fleet.client_options import json_option, print_json, redis_option, run_with
-from vecfleet.producer.found import CollectionStatus, FleetStatus
+from vecfleet.fleet.collection_view import COLLECTION_COLUMNS, collection_json, collection_row
+from vecfleet.fleet.tables import table_of
+from vecfleet.producer.found import FleetStatus
 from vecfleet.producer.producer import AsyncProducer
 
 
@@ -30,6 +30,13 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
         print_json({**_wire(found), "redis": _memory(found, settings)})
         return 0
     console = Console()
+    _show_work(console, found)
+    _show_memory(console, _memory(found, settings))
+    _show_documents(console, found)
+    return 0
+
+
+def _show_work(console: Console, found: FleetStatus) -> None:
     _show(
         console,
         "Models",
@@ -77,8 +84,12 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
         ("tenant", "MiB"),
         [(tenant, f"{size / 2**20:.1f}") for tenant, size in found.state.dead_bytes.items()],
     )
-    _show_memory(console, _memory(found, settings))
-    _show(console, "Collections", _COLLECTION_COLUMNS, [_row(c) for c in found.collections])
+
+
+def _show_documents(console: Console, found: FleetStatus) -> None:
+    _show(
+        console, "Collections", COLLECTION_COLUMNS, [collection_row(c) for c in found.collections]
+    )
     _show(
         console,
         "Submissions under way",
@@ -88,88 +99,6 @@ def status(settings: Settings, redis_url: str | None, as_json: bool) -> int:
             for s in found.submissions
         ],
     )
-    return 0
-
-
-@click.group()
-def collections() -> None:
-    """List, create and delete collections."""
-
-
-@collections.command("list")
-@redis_option
-@json_option
-@click.pass_obj
-def list_collections(settings: Settings, redis_url: str | None, as_json: bool) -> int:
-    """All collections."""
-    found = run_with(settings, redis_url, AsyncProducer.status).collections
-    if as_json:
-        print_json([_collection_wire(entry) for entry in found])
-    elif found:
-        Console().print(_table(_COLLECTION_COLUMNS, [_row(entry) for entry in found]))
-    else:
-        click.echo("no collections")
-    return 0
-
-
-@collections.command()
-@click.argument("name")
-@redis_option
-@click.option("--model", metavar="M", help="The model, where several are served.")
-@click.option("--policy", type=click.Choice(get_args(IndexPolicy)), default="auto")
-@click.option("--recall", default=0.98, show_default=True, type=click.FloatRange(0.5, 1))
-@click.option("--versions", type=click.Choice(get_args(VersionMode)), default="assigned")
-@click.option(
-    "--dimensions",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Cut the vectors, where the model is trained for it.",
-)
-@json_option
-@click.pass_obj
-def create(
-    settings: Settings,
-    name: str,
-    redis_url: str | None,
-    model: str | None,
-    policy: str,
-    recall: float,
-    versions: str,
-    dimensions: int | None,
-    as_json: bool,
-) -> int:
-    """Create a collection; one that is there already in the same way is left as it is."""
-
-    async def ask(producer: AsyncProducer) -> Collection:
-        return await producer.create_collection(
-            name,
-            model=model,
-            policy=policy,
-            recall_target=recall,
-            versions=versions,
-            dimensions=dimensions,
-        )
-
-    made = run_with(settings, redis_url, ask)
-    if as_json:
-        print_json(made.to_wire())
-    else:
-        click.echo(f"collection {made.name} for {made.spec.model} ({made.spec.dimension})")
-    return 0
-
-
-@collections.command()
-@click.argument("name")
-@redis_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.pass_obj
-def delete(settings: Settings, name: str, redis_url: str | None, yes: bool) -> int:
-    """Delete a collection with all its documents."""
-    if not yes:
-        click.confirm(f"Delete collection {name} and all its documents?", abort=True, err=True)
-    run_with(settings, redis_url, lambda producer: producer.delete_collection(name))
-    click.echo(f"deleted {name}")
-    return 0
 
 
 def _load(of: QueueLoad | LineLoad) -> tuple[object, ...]:
@@ -202,35 +131,9 @@ def _show_memory(console: Console, memory: dict[str, int] | None) -> None:
         )
 
 
-_COLLECTION_COLUMNS = ("collection", "model", "documents", "segments", "MiB")
-
-
-def _row(entry: CollectionStatus) -> tuple[object, ...]:
-    named = (entry.collection.name, entry.collection.spec.model)
-    if entry.stats is None:
-        return (*named, "?", "?", "?")
-    stats = entry.stats
-    size = f"{stats['bytes'] / 2**20:,.1f}"
-    return (*named, f"{stats['documents']:,}", stats["segments"], size)
-
-
 def _show(console: Console, title: str, columns: tuple[str, ...], rows: list[Any]) -> None:
     console.print(Text(title, style="bold"))
-    console.print(_table(columns, rows) if rows else "  none")
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> Table:
-    table = Table(box=None, pad_edge=True)
-    for place, column in enumerate(columns):
-        is_number = bool(rows) and not any(c.isalpha() for c in str(rows[0][place]))
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
-    return table
-
-
-def _collection_wire(entry: CollectionStatus) -> dict[str, Any]:
-    return {**entry.collection.to_wire(), "stats": entry.stats}
+    console.print(table_of(columns, rows) if rows else "  none")
 
 
 def _wire(found: FleetStatus) -> dict[str, Any]:
@@ -243,6 +146,6 @@ def _wire(found: FleetStatus) -> dict[str, Any]:
         "queues": [asdict(queue) for queue in found.state.queues],
         "queues_left_out": found.state.queues_left_out,
         "lines": [asdict(line) for line in found.state.lines],
-        "collections": [_collection_wire(entry) for entry in found.collections],
+        "collections": [collection_json(entry) for entry in found.collections],
         "submissions": [asdict(submission) for submission in found.submissions],
     }

@@ -26,7 +26,9 @@ from vecfleet.producer.unchanged import SentIds
 
 def test_the_producer_loads_nothing_heavy():
     code = (
-        "import sys, vecfleet.producer, vecfleet.fleet.client_commands;"
+        "import sys, vecfleet.producer;"
+        "from vecfleet.fleet import ingest_command, query_commands, status_command;"
+        "from vecfleet.fleet import collections_command, dead_command;"
         "heavy = {'torch','vllm','faiss','fastapi','numpy','pyarrow','transformers','starlette'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
