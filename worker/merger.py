@@ -158,6 +158,7 @@ def _shard_of(job: ClaimedJob, writer: PartitionWriter) -> Shard:
         shard = Shard.parse(job.payload)
         if shard.shard_id != job.id:
             raise CorruptPayload(f"job {job.id} carries the shard of {shard.shard_id}")
+        shard.check_pages()
         return shard
     if not isinstance(job.payload, dict) or not isinstance(job.payload.get("delete"), list):
         raise CorruptPayload("a merge job's payload is a shard or a map with 'delete'")

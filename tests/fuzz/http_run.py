@@ -32,7 +32,7 @@ OUTAGE = 200  # cases while something is away: many of them wait for an answer
 STORIES = 100
 TOLD_AT_ONCE = 4  # at each door
 STORY_CASES = 60  # at the two doors it takes at least so many requests
-MANY = 20_000  # cases after which every link must have been followed
+MANY = 100_000  # cases after which every link must have been followed
 MOST_GROWTH_MB = 256.0  # of one role's memory in the second half
 
 

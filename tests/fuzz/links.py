@@ -7,6 +7,8 @@ comes from Hypothesis by its seed; schemathesis leaves a link unused at times, b
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import multiprocessing
 import random
 from collections import Counter
@@ -19,16 +21,18 @@ import hypothesis
 import requests
 import schemathesis
 from fuzz.contract import Contract
-from fuzz.corpus import COLLECTIONS, as_request, prepare
+from fuzz.corpus import COLLECTIONS, Request, as_request, prepare
 from fuzz.keys import MINE, Keyring
-from fuzz.requests_run import Tally, check_one
+from fuzz.requests_run import JSON, Tally, check_one
 from fuzz.wire import Answer, Connection
+from hypothesis.errors import FlakyStrategyDefinition
 from schemathesis.core.transport import Response
 
 from vecfleet.worker.fake_engine import NAN
 
 STEPS = 30  # of one scenario
-_POISONED = 0.1  # of the documents put in end in the dead letter, so that there is one
+_AT_ONCE = 10  # scenarios of one seed
+_POISONED = 0.1  # of the documents put in end in the dead letter
 
 
 @dataclass
@@ -54,9 +58,9 @@ def declared_links(document: dict[str, Any]) -> set[str]:
 async def follow_links(
     port: int, contract: Contract, keyring: Keyring, cases: int, seed: int, workers: int
 ) -> Followed:
-    """About ``cases`` requests in scenarios of ``STEPS``, by several processes."""
+    """At least ``cases`` requests in scenarios of ``STEPS``, by several processes."""
     total, loop = Followed(), asyncio.get_running_loop()
-    share = max(1, round(cases / STEPS / workers))
+    share = max(1, cases // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
         arguments = [
@@ -73,9 +77,9 @@ async def follow_links(
 
 
 def run_scenarios(
-    port: int, document: dict[str, Any], keyring: Keyring, scenarios: int, seed: int
+    port: int, document: dict[str, Any], keyring: Keyring, cases: int, seed: int
 ) -> Followed:
-    """So many scenarios against the gateway at ``port``; what is wrong is in the tally."""
+    """Scenarios of at least ``cases`` requests to ``port``; what is wrong is in the tally."""
     contract, followed = Contract(document), Followed()
     generator = random.Random(f"links/{seed}")
     schema = schemathesis.openapi.from_dict(document)
@@ -103,20 +107,38 @@ def run_scenarios(
                         name, _, _ = node.transition.id.rpartition(" -> ")
                         followed.links[name] += 1
 
-        hypothesis.seed(seed)(Machine)
-        Machine.run(
-            settings=hypothesis.settings(
-                max_examples=scenarios,
-                stateful_step_count=STEPS,
-                deadline=None,
-                database=None,
-                phases=[hypothesis.Phase.generate],
-                suppress_health_check=list(hypothesis.HealthCheck),
+        scenarios = max(1, min(_AT_ONCE, cases // STEPS))
+        seeds = random.Random(f"scenarios/{seed}")
+        while followed.tally.cases < cases:
+            runner.run(
+                check_one(connection, contract, _hopeless(keyring), followed.tally, keyring=keyring)
             )
-        )
+            hypothesis.seed(seeds.getrandbits(64))(Machine)
+            # The coin, and what the fleet answers, are not Hypothesis's: it may notice.
+            with contextlib.suppress(FlakyStrategyDefinition):
+                Machine.run(settings=_settings(scenarios))
         connection.close()
     followed.served = contract.served
     return followed
+
+
+def _settings(scenarios: int) -> hypothesis.settings:
+    return hypothesis.settings(
+        max_examples=scenarios,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+def _hopeless(keyring: Keyring) -> Request:
+    """Documents that end in the dead letter, so that its links lead somewhere."""
+    documents = [{"id": f"hopeless-{n}", "text": f"{NAN} {n}"} for n in range(20)]
+    body = json.dumps({"documents": documents}).encode()
+    target = "/collections/books/documents"
+    return keyring.signed(Request("POST", target, dict(JSON), body, "a link"), keyring.mine)
 
 
 def _make_likely(case: Any, generator: random.Random) -> None:

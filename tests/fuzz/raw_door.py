@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-from index_oracle import shard_bytes
+from index_oracle import shard_bytes, vector_of
 
 from vecfleet.common import codec, keys, payloads
+from vecfleet.common.collection import Collection
+from vecfleet.worker.shard import build_shard
 
 FUNCTIONS = (
     payloads.EMBED,
@@ -80,6 +82,8 @@ _VALUES = (
 )
 
 
+ODD = "odd-"  # what the ids of aimed jobs, and of what they hold, begin with
+_AIMED = 0.3  # of the jobs are right but for one thing, so that it may go a long way
 _METADATA = (
     b'{"a":"\\ud800"}',
     b'{"a":' * 900 + b"1" + b"}" * 900,
@@ -113,19 +117,22 @@ class Hostile:
         self,
         generator: random.Random,
         queues: Sequence[str],
-        uid: str,
-        space: str,
+        books: Collection,
         numbers: Iterator[int],
     ):
         self._random = generator
         self._queues = queues
-        self._uid = uid
-        self._space = space
+        self._merge_queue = str(books.merge_queue)
+        self._uid = books.uid
+        self._space = books.spec.space
+        self._dimension = books.spec.dimension
         self._numbers = numbers
 
     def job(self) -> RawJob:
         """One more."""
-        pick = self._random
+        pick, number = self._random, next(self._numbers)
+        if pick.random() < _AIMED:
+            return pick.choice((self._block, self._shard, self._lie))(number)
         fields: dict[str, bytes] = {"status": b"queued"}
         queue = pick.choice(self._queues)
         fields["origin"] = queue.encode()
@@ -134,12 +141,50 @@ class Hostile:
         for name in pick.sample(_FIELDS, pick.choice((0, 0, 1, 1, 2, 5))):
             fields[name] = pick.choice(_VALUES)
         fields["data"] = pick.choice(self._datas())()
-        job_id = b"hostile-%d" % next(self._numbers)
+        job_id = b"hostile-%d" % number
         if pick.random() < 0.15:
             job_id += pick.choice(
                 (b"\xff\xfe", b":", b":x:y", b" \r\n", b"\0", b"-refused-0", b"%s")
             )
         return RawJob(queue, job_id, fields)
+
+    def _block(self, number: int) -> RawJob:
+        """A good block of documents, but that nobody has checked the metadata."""
+        payload = {
+            "ids": [f"{ODD}{number}"],
+            "texts": [f"the odd text of {number}"],
+            "versions": [number + 1],
+            "metadata": [self._random.choice(_METADATA)],
+            "truncate": True,
+            "uid": self._uid,
+            "space": self._space,
+        }
+        queue = next(queue for queue in self._queues if ".embed." in queue)
+        fields = {"vf_merge": self._merge_queue.encode()}
+        return self._aimed(number, queue, codec.pack_call(payloads.EMBED, payload), fields)
+
+    def _shard(self, number: int) -> RawJob:
+        """What would have become of the block, had the worker not checked it either."""
+        data = build_shard(
+            f"{ODD}{number}",
+            self._space,
+            self._dimension,
+            ids=[f"{ODD}{number}"],
+            texts=[f"the odd text of {number}"],
+            vectors=vector_of("odd", number, self._dimension)[None],
+            versions=number + 1,
+            metadata=[self._random.choice(_METADATA)],
+        )
+        return self._aimed(number, self._merge_queue, codec.pack_call(payloads.MERGE, data), {})
+
+    def _lie(self, number: int) -> RawJob:
+        """A shard of that job which does not hold what it says."""
+        data = codec.pack_call(payloads.MERGE, self._resealed(f"{ODD}{number}"))
+        return self._aimed(number, self._merge_queue, data, {})
+
+    def _aimed(self, number: int, queue: str, data: bytes, fields: dict[str, bytes]) -> RawJob:
+        every = {"status": b"queued", "origin": queue.encode(), "vf_cost": b"10", "data": data}
+        return RawJob(queue, b"%s%d" % (ODD.encode(), number), {**every, **fields})
 
     def _datas(self) -> list[Callable[[], bytes]]:
         return [
@@ -153,19 +198,12 @@ class Hostile:
             lambda: zlib.compress(bytes(80 << 20), 9),  # 80 MB of zeros
             self._empty_lists,
             lambda: zlib.compress(self._call(_long_prompt()), 9),
-            lambda: self._call(
-                {
-                    **{"ids": ["a"], "texts": ["x"], "truncate": True},
-                    **{"uid": self._uid, "space": self._space, "dimensions": 32},
-                    "metadata": [self._random.choice(_METADATA)],
-                }
-            ),
             lambda: msgpack.packb(self._value(5)),
             lambda: b"\x91" * 5000,
             lambda: b"\xdd\xff\xff\xff\xff" + b"\xc0" * 50,
             lambda: b"\xc6\xff\xff\xff\xff",
             lambda: self._call(self._flipped(shard_bytes("x", [("a", 1)]))),
-            lambda: self._call(self._resealed()),
+            lambda: self._call(self._resealed("x")),
             lambda: b"\x80\x04\x95cos\nsystem\n(S'true'\ntR.",  # a pickle
         ]
 
@@ -252,9 +290,10 @@ class Hostile:
             made[self._random.randrange(len(made))] = self._random.randrange(256)
         return bytes(made)
 
-    def _resealed(self) -> bytes:
+    def _resealed(self, shard_id: str) -> bytes:
         """A shard that lies under a checksum that is right."""
-        made = bytearray(shard_bytes("x", [("a", 1), ("b", 2)], space=self._space, dimension=32))
+        rows = [(f"{shard_id}-a", 1), (f"{shard_id}-b", 2)]
+        made = bytearray(shard_bytes(shard_id, rows, space=self._space, dimension=self._dimension))
         for _ in range(self._random.choice((1, 2, 8))):
             made[self._random.randrange(12, len(made))] = self._random.randrange(256)
         struct.pack_into("<I", made, 8, zlib.crc32(memoryview(made)[12:]))

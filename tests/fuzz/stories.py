@@ -14,7 +14,7 @@ from fuzz.corpus import Request
 from fuzz.fleet import MODEL
 from fuzz.keys import CANARY, RIVALS_COLLECTION, Key, Keyring
 from fuzz.requests_run import JSON, Tally, check_one
-from fuzz.wire import Connection, request_bytes
+from fuzz.wire import Answer, Connection, request_bytes
 
 from vecfleet.worker.fake_engine import NAN
 
@@ -39,14 +39,18 @@ class Client:
         self._key = key
         self._keyring = keyring
 
-    async def ask(self, method: str, target: str, body: Any = None, status: int = 200) -> Any:
-        """The answer's JSON; raises ``AssertionError`` for another status."""
+    async def send(self, method: str, target: str, body: Any = None) -> Answer:
+        """The answer, whatever its status is."""
         raw = None if body is None else json.dumps(body).encode()
         headers = {**JSON, **(self._key.headers() if self._key else {})}
         request = Request(method, target, headers, raw, "a story", self._key)
-        answer = await check_one(
+        return await check_one(
             self._connection, self._contract, request, self._tally, keyring=self._keyring
         )
+
+    async def ask(self, method: str, target: str, body: Any = None, status: int = 200) -> Any:
+        """The answer's JSON; raises ``AssertionError`` for another status."""
+        answer = await self.send(method, target, body)
         assert answer.status == status, f"{method} {target}: {answer.status} {answer.body[:300]!r}"
         return orjson.loads(answer.body) if "json" in answer.headers["content-type"] else None
 

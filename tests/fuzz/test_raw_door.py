@@ -2,24 +2,26 @@
 
 import asyncio
 import itertools
+from collections import Counter
 
 import pytest
 from fuzz.contract import Contract
 from fuzz.fleet import live_fleet
-from fuzz.raw_door import Hostile, push, wait_until_done
+from fuzz.raw_door import ODD, Hostile, push, wait_until_done
 from fuzz.requests_run import Tally
 from fuzz.sizes import sized
-from fuzz.stories import Client, get_document, prepare, story
+from fuzz.stories import DOCUMENTS, Client, get_document, prepare, story
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection
+from vecfleet.common.limits import MAX_TOP_K
 from vecfleet.common.redis_client import connect
 
 EXAMPLES, LONG = 24, 3  # make fuzz: so many times as many
 MOST_JOBS = 20  # of one example
-MOST_GROWTH_MB = 700.0  # a claim of many jobs that each inflate to what one may
+MOST_GROWTH_MB = 150.0  # of one role; a claim decompresses 32 MiB
 
 
 @pytest.mark.timeout(600)
@@ -39,16 +41,19 @@ def test_hostile_jobs_come_to_an_end_and_their_neighbours_are_served(tmp_path, r
             str(books.merge_queue),
         ]
         before, numbers, jobs = fleet.rss_mb(), itertools.count(), itertools.count()
+        found = Counter()
 
         @sized(EXAMPLES, LONG, shrinks=False)
         @given(st.randoms(use_true_random=False), st.integers(1, MOST_JOBS))
         def check(generator, count):
-            hostile = Hostile(generator, queues, books.uid, space, jobs)
-            for _ in range(count):
-                push(client, hostile.job())
+            hostile = Hostile(generator, queues, books, jobs)
+            made = [hostile.job() for _ in range(count)]
+            for job in made:
+                push(client, job)
             if (number := next(numbers)) % 3 == 0:
                 asyncio.run(story(Client(fleet.port, contract, tally), f"story-{number}", tally))
             wait_until_done(client, queues)
+            asyncio.run(_read(fleet.port, contract, tally, made, found))
             fleet.check_alive()
             assert not tally.failures, tally.failures[:3]
             for role, now in fleet.rss_mb().items():
@@ -56,6 +61,22 @@ def test_hostile_jobs_come_to_an_end_and_their_neighbours_are_served(tmp_path, r
 
         check()
         assert next(jobs) > 5 * EXAMPLES
+        assert found[200] > EXAMPLES // 4, f"hardly any of them came into the index: {found}"
+
+
+async def _read(port, contract, tally, made, found):
+    """Whatever has come into the index can be read, and does not stop a search."""
+    client = Client(port, contract, tally)
+    odd = [job.id.decode() for job in made if job.id.startswith(ODD.encode())]
+    for document in [name for one in odd for name in (one, f"{one}-a")]:
+        answer = await client.send("GET", f"/collections/books/documents/{document}")
+        assert answer.status in (200, 404), (document, answer)
+        found[answer.status] += 1
+    if odd:
+        everything = {"query": "the odd text of 1", "top_k": MAX_TOP_K}
+        hits = await client.ask("POST", "/collections/books/search", everything)
+        assert len(hits["results"]) >= DOCUMENTS
+    client.close()
 
 
 async def _prepared(port, contract, tally):

@@ -1,4 +1,6 @@
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -100,9 +102,6 @@ def test_every_flipped_byte_and_every_cut_is_noticed():
 
 def test_lies_under_a_good_checksum_are_noticed():
     """A shard that was sealed wrong on purpose never makes the reader look outside of it."""
-    import struct
-    import zlib
-
     data = shard_bytes("job-1", DOCUMENTS[:8], DELETES)
     generator = random.Random(5)
     refused = 0
@@ -123,6 +122,31 @@ def test_lies_under_a_good_checksum_are_noticed():
             if not rows.tombstones[row]:
                 assert int(rows.locators[row]) >> 5 < rows.page_count
     assert refused > 300
+
+
+def resealed(data: bytes, old: bytes, new: bytes) -> Shard:
+    """The shard with other bytes, under a checksum that is right."""
+    assert data.count(old) == 1 and len(old) == len(new)
+    made = bytearray(data.replace(old, new))
+    struct.pack_into("<I", made, 8, zlib.crc32(memoryview(made)[12:]))
+    return Shard.parse(bytes(made))
+
+
+def test_pages_that_cannot_be_read_are_refused_before_they_reach_the_index():
+    data = shard_bytes("job-1", DOCUMENTS, DELETES)
+    rows = Shard.parse(data).rows
+    Shard.parse(data).check_pages()
+    Shard.parse(shard_bytes("job-1", [], DELETES)).check_pages()
+    page = rows.page(1)
+    broken = resealed(data, page, page[:-1] + bytes([page[-1] ^ 1]))
+    with pytest.raises(CorruptShard, match="cannot be read"):
+        broken.check_pages()
+    locators = rows.locators.copy()
+    assert (locators[69] >> 5, locators[69] & 31) == (2, 5)  # the last page holds six
+    locators[69] += 1
+    misplaced = resealed(data, rows.locators.tobytes(), locators.tobytes())
+    with pytest.raises(CorruptShard, match="a page of 6 texts has none at place 6"):
+        misplaced.check_pages()
 
 
 def test_a_changed_text_or_metadata_changes_the_content_key():
