@@ -13,8 +13,8 @@ from vecfleet.bench.rig import Rig
 from vecfleet.bench.stats import median, quantile
 from vecfleet.bench.targets import Measured
 from vecfleet.common import codec, limits, payloads
+from vecfleet.common.block_job import block_job_id
 from vecfleet.common.collection import Collection
-from vecfleet.common.fleet_client import block_job_id
 from vecfleet.common.names import new_id
 from vecfleet.common.queue_client import NewJob, Route
 from vecfleet.worker.shard import build_shard

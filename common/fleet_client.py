@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import redis.asyncio
 
-from vecfleet.common import codec, keys, limits, payloads
+from vecfleet.common import keys, limits, payloads
 from vecfleet.common.admission import Admission
+from vecfleet.common.block_job import block_jobs, block_route, delete_job, delete_route
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.directory import Directory, ServedModel
@@ -21,7 +21,7 @@ from vecfleet.common.metadata import read_metadata
 from vecfleet.common.model import ModelCard, Task
 from vecfleet.common.names import check_name
 from vecfleet.common.payloads import EmbedReply, Hit, RerankReply, SearchReply, StoredDocument
-from vecfleet.common.queue_client import Admitted, NewJob, QueueClient, Route
+from vecfleet.common.queue_client import Admitted, QueueClient
 from vecfleet.common.reply_box import ReplyBox
 from vecfleet.common.round_trip import Call, RoundTrips, cost_of, parts_of
 from vecfleet.common.submission import Submissions
@@ -268,31 +268,14 @@ class FleetClient:
         versions keep them, also where the collection assigns them: a resumed producer gives each
         block the version of its first try.
         """
-        options = {
-            "truncate": truncate,
-            "uid": collection.uid,
-            "space": collection.spec.space,
-            "dimensions": collection.spec.dimension,
-        }
-        jobs = [
-            NewJob(
-                block_job_id(submission, place),
-                codec.pack_call(payloads.EMBED, {**block.to_wire(), **options}),
-                block.tokens,
-                place,
-                len(block),
-            )
-            for place, block in zip(
-                range(first_place, first_place + len(blocks)) if places is None else places,
-                blocks,
-                strict=True,
-            )
-        ]
+        if places is None:
+            places = range(first_place, first_place + len(blocks))
+        jobs = block_jobs(collection, blocks, submission, places, truncate=truncate)
         queue = keys.embed_queue(collection.spec.space, "bulk", collection.tenant)
-        route = self._block_route(collection, submission, answered)
-        if blocks and blocks[0].versions and blocks[0].versions[0] is not None:
-            route = replace(route, version_uid="")
-        return await self._trips.enqueue(queue, jobs, route)
+        box = self.box.name if answered else ""
+        return await self._trips.enqueue(
+            queue, jobs, block_route(collection, blocks, submission, box)
+        )
 
     async def enqueue_delete(
         self,
@@ -305,17 +288,9 @@ class FleetClient:
         answered: bool = False,
     ) -> Admitted:
         """Put the deletion of documents on its way; ``version`` where the collection wants one."""
-        payload: dict[str, Any] = {"delete": list(ids)}
-        if version is not None:
-            payload["version"] = version
-        job = NewJob(
-            block_job_id(submission, place),
-            codec.pack_call(payloads.MERGE, payload),
-            len(ids),
-            place,
-            len(ids),
-        )
-        route = replace(self._block_route(collection, submission, answered), merge_queue="")
+        job = delete_job(ids, submission, place, version)
+        box = self.box.name if answered else ""
+        route = delete_route(collection, submission, box)
         return await self._trips.enqueue(collection.merge_queue, [job], route)
 
     async def documents(
@@ -378,14 +353,6 @@ class FleetClient:
 
     # The way there
 
-    def _block_route(self, collection: Collection, submission: str, answered: bool) -> Route:
-        return Route(
-            box=self.box.name if answered else "",
-            submission=submission,
-            merge_queue=str(collection.merge_queue),
-            version_uid=collection.uid if collection.spec.versions == "assigned" else "",
-        )
-
     async def _ask_search(
         self,
         collection: Collection,
@@ -401,11 +368,6 @@ class FleetClient:
     async def _ask_catalog(self, function: str, payload: dict[str, Any]) -> dict[str, Any]:
         call = Call(keys.catalog_queue(tenant=payload["tenant"]), function, payload, 1)
         return (await self._trips.ask([call], CATALOG_TIMEOUT_S))[0]
-
-
-def block_job_id(submission: str, place: int) -> str:
-    """The id of the job that carries a submission's block."""
-    return f"{submission}-{place}"
 
 
 def _metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import redis.asyncio
 
 from vecfleet.common import codec, keys
-from vecfleet.common.fleet_client import block_job_id
+from vecfleet.common.block_job import block_job_id
 from vecfleet.common.redis_client import translated
 
 Fate = Literal["committed", "refused", "waiting", "gone"]

@@ -13,13 +13,14 @@ from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
 from vecfleet.common.admission import Admission
+from vecfleet.common.block_job import block_job_id
 from vecfleet.common.collection import Collection
 from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import DeadPage
 from vecfleet.common.dead_walk import DeadFilter, parse_since
 from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput, ReplyTooLarge, VecfleetError
-from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient, block_job_id
+from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.redis_client import connect_async

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
+from vecfleet.common.block_job import block_job_id
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import JobFailed, QueueFull, RedisUnavailable
-from vecfleet.common.fleet_client import FleetClient, block_job_id
+from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.queue_client import ALREADY_COMMITTED, ALREADY_QUEUED, ALREADY_REFUSED
 from vecfleet.producer.in_flight import InFlight, Sent
 from vecfleet.producer.options import SubmitOptions

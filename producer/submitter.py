@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from vecfleet.common.block_job import block_job_id
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import JobCancelled, VecfleetError
-from vecfleet.common.fleet_client import FleetClient, block_job_id
+from vecfleet.common.fleet_client import FleetClient
 from vecfleet.producer.block_states import BlockStates
 from vecfleet.producer.in_flight import InFlight, Sent
 from vecfleet.producer.items import Rejected
