@@ -98,8 +98,9 @@ async def test_it_claims_nothing_says_so_and_comes_back(redis_url: str, queue) -
         scale.used_percent = 50.0
         watch.check()
         assert (await box.wait("j-2", answer, 20))["got"] == 2
-        await eventually(lambda: shows("paused", ""), what="the state")
-        assert await shows("state", "idle")
+        # A heartbeat may have come while the job was still in hand.
+        await eventually(lambda: shows("state", "idle"), what="the state")
+        assert await shows("paused", "")
     await box.close()
 
 
