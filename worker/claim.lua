@@ -73,10 +73,11 @@ local function is_gone(job, size)
   return sub and redis.call('HGET', 'vf:sub:' .. sub, 'state') == 'cancelled'
 end
 
--- An id that stayed behind, as of a job that was cancelled and enqueued again: the job runs, or waits
--- in another queue. Taken once more, it would have two holders.
+-- An id that stayed behind, as of a job that was cancelled and enqueued again: the job runs, is in the
+-- dead letter, or waits in another queue. Taken once more, it would be in two places.
 local function is_left_over(job, queue)
-  return job[STATUS] == 'started' or job[ORIGIN] and job[ORIGIN] ~= queue
+  local status = job[STATUS]
+  return status == 'started' or status == 'failed' or job[ORIGIN] and job[ORIGIN] ~= queue
 end
 
 local function take(id, queue, job, number)

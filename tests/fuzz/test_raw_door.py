@@ -22,7 +22,7 @@ from vecfleet.common.redis_client import connect
 
 EXAMPLES, LONG = 24, 3  # make fuzz: so many times as many
 MOST_JOBS = 20  # of one example
-MOST_GROWTH_MB = 200.0  # of one role; a claim decompresses 32 MiB
+MOST_GROWTH_MB = 500.0  # of one role, which has processes that each decompress 32 MiB and unpack it
 
 
 @pytest.mark.timeout(600)
