@@ -508,6 +508,7 @@ async def test_a_job_that_was_cancelled_and_enqueued_again_has_one_holder(client
     await queues.enqueue(QUEUE, [job(1)])
     assert client.lrange(keys.queue_list(QUEUE), 0, -1) == [b"j-1", b"j-2", b"j-1"]
     assert ids(ledger(client).claim([Ask(QUEUE, 9, 999)])) == ["j-1", "j-2"]
+    assert client.zcard(keys.lease(QUEUE)) == 2
 
 
 async def test_a_dead_job_is_not_taken_by_an_id_that_stayed_behind(client, queues):
@@ -521,4 +522,3 @@ async def test_a_dead_job_is_not_taken_by_an_id_that_stayed_behind(client, queue
     assert mine.claim([Ask(QUEUE, 9, 999)]) == []
     assert client.hget(keys.job("j-1"), "status") == b"failed"
     assert client.zrange(f"rq:failed:{QUEUE}", 0, -1) == [b"j-1"]
-    assert client.zcard(keys.lease(QUEUE)) == 2
