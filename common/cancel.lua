@@ -22,10 +22,10 @@ end
 local cancelled = 0
 for _, key in ipairs(KEYS) do
   local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge',
-    'vf_box', 'vf_attempts')
-  local status, queue, cost = job[1], job[2], tonumber(job[3] or 0) or 0
+    'vf_box', 'vf_attempts', 'vf_left')
+  local status, queue, cost = job[1], job[2] or '', tonumber(job[3] or 0) or 0
   local is_suspect = (tonumber(job[7] or 0) or 0) > 0  -- of what runs: this claim is counted
-  if job[6] and is_suspect and (status == 'queued' or status == 'started') then
+  if (job[6] or job[8]) and is_suspect and (status == 'queued' or status == 'started') then
     redis.call('HDEL', key, 'vf_box', 'vf_deadline')
     redis.call('HSET', key, 'vf_left', 1)
     cancelled = cancelled + 1

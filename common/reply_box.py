@@ -17,6 +17,7 @@ from vecfleet.common.errors import (
     VecfleetError,
     from_wire,
 )
+from vecfleet.common.logs import shown
 from vecfleet.common.redis_client import translated
 
 log = logging.getLogger(__name__)
@@ -128,13 +129,15 @@ class ReplyBox:
     def _deliver(self, raw: bytes) -> None:
         try:
             job_id, status, body = codec.loads(raw)
-        except (VecfleetError, ValueError, TypeError):
-            log.exception("a reply that is no reply was dropped")
+            future = self._waiting.pop(job_id, None)
+            error = None if status == "ok" else from_wire(body)
+        except (VecfleetError, ValueError, TypeError, AttributeError) as fault:
+            # Whoever waits for it has a deadline; the other answers must not wait for that.
+            log.error("a reply that is no reply was dropped: %s", shown(fault))
             return
-        future = self._waiting.pop(job_id, None)
         if future is None or future.done():
             return
-        if status == "ok":
+        if error is None:
             future.set_result(body)
         else:
-            future.set_exception(from_wire(body))
+            future.set_exception(error)

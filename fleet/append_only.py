@@ -19,7 +19,8 @@ _MANIFEST, _SINGLE = Path("appendonlydir", "appendonly.aof.manifest"), Path("app
 # What it says of bytes that belong to no command; where the file just ends, it shows zeros. Such a
 # file is left for Redis to refuse: the tool would cut off everything behind them.
 _DAMAGED = re.compile(r"format error|Expected prefix|Expected \\r\\n, got: (?!00)..(?!00)..")
-_LOST = re.compile(r"^AOF analyzed: .*diff=(\d+)$", re.M)
+# Of the file that grows; what it says of another, such as a damaged base, is Redis's to refuse too.
+_LOST = re.compile(r"^AOF analyzed: (?:filename=\S+\.incr\.aof, )?size=.* diff=([1-9]\d*)$", re.M)
 
 
 def make_whole(redis_server: Path, data_dir: Path) -> int:
@@ -34,11 +35,13 @@ def make_whole(redis_server: Path, data_dir: Path) -> int:
     found = _run(redis_server, str(files[0]))
     if found.returncode == 0 or _DAMAGED.search(found.stdout):
         return 0
-    lost = int(_LOST.findall(found.stdout)[-1])
+    told = _LOST.findall(found.stdout)
+    if not told:
+        return 0
     mended = _run(redis_server, "--fix", str(files[0]))
     if mended.returncode != 0:
         raise ConfigError(f"{_TOOL} could not mend {files[0]}: {mended.stdout[-300:]}")
-    return lost
+    return int(told[-1])
 
 
 def _run(redis_server: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -174,6 +174,9 @@ class Supervisor:
             except OSError as error:
                 self._fail(ConfigError(f"cannot run {child.spec.command[0]}: {error}"))
                 return
+            except Exception as error:  # this task must not end without a word
+                self._fail(VecfleetError(f"cannot keep {child.spec.name} running: {error!r}"))
+                return
             finally:
                 was_ready, child.is_ready = child.is_ready, False
                 self._end_turn(child)

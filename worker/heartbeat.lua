@@ -34,7 +34,8 @@ local lost = {}
 for at = 10 + 2 * fields, #ARGV, 3 do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local member, lease = id .. ':' .. execution, 'vf:lease:' .. queue
-  if redis.call('ZSCORE', lease, member) then
+  local until_ms = redis.call('ZSCORE', lease, member)
+  if until_ms and tonumber(until_ms) > 0 then  -- one that was abandoned is over
     redis.call('ZADD', lease, 'XX', expiry, member)
     redis.call('HSET', 'rq:execution:' .. member, 'last_heartbeat', seconds)
     redis.call('EXPIRE', 'rq:execution:' .. member, math.ceil(lease_ms / 1000))

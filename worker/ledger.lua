@@ -21,7 +21,8 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = now_us / 1000
 
-local function text(number) return string.format('%.0f', number) end
+-- Adding 0 makes 0 of -0, which Redis takes for no number.
+local function text(number) return string.format('%.0f', number + 0) end
 
 -- Take the lease away. True for the one who may settle: this is the fence.
 local function unlease(id, execution, queue)
@@ -210,7 +211,7 @@ local function mark(sub, block, good, docs, rejected)
   if good then
     if redis.call('SETBIT', ok, block, 1) == 1 then return end
     if redis.call('SETBIT', bad, block, 0) == 1 then
-      redis.call('HINCRBY', key, 'failed_documents', -docs - rejected)
+      redis.call('HINCRBY', key, 'failed_documents', text(-docs - rejected))
     end
     redis.call('HINCRBY', key, 'committed_documents', docs)
     redis.call('HINCRBY', key, 'failed_documents', rejected)
@@ -303,6 +304,6 @@ end
 local function count_late(sub, docs)
   local key = 'vf:sub:' .. sub
   if redis.call('EXISTS', key) == 0 then return end
-  redis.call('HINCRBY', key, 'failed_documents', -docs)
+  redis.call('HINCRBY', key, 'failed_documents', text(-docs))
   redis.call('HINCRBY', key, 'committed_documents', docs)
 end

@@ -80,13 +80,21 @@ class Merger:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch(uid):
             began = loop.time()
-            outcomes = await self._applied(uid, [entry.job for entry in batch])
+            outcomes = await self._applied_or_released(uid, [entry.job for entry in batch])
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if not entry.done.done():
                     entry.done.set_result(outcome)
             if len(batch) > 1:
                 await asyncio.sleep(began + COMMIT_EVERY_S - loop.time())
         del self._waiting[uid]
+
+    async def _applied_or_released(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
+        """``_applied``; where not even the catalogue can be read, the jobs wait for better days."""
+        try:
+            return await self._applied(uid, jobs)
+        except Exception:
+            log.exception("cannot merge into %s", uid)
+            return [Release(_MOST_REST_S) for _ in jobs]
 
     async def _applied(self, uid: str, jobs: Sequence[ClaimedJob]) -> list[Outcome]:
         """Apply ``jobs``; release them while the disk is full.

@@ -19,7 +19,7 @@ for _, name in ipairs(over) do
   local bytes = tonumber(redis.call('HGET', 'vf:dead:hours', name) or 0)
   redis.call('HDEL', 'vf:dead:hours', name)
   for _, whose in ipairs({string.match(name, ':(.*)$'), '*'}) do
-    if redis.call('HINCRBY', 'vf:dead', whose, string.format('%.0f', -bytes)) <= 0 then
+    if redis.call('HINCRBY', 'vf:dead', whose, string.format('%.0f', 0 - bytes)) <= 0 then
       redis.call('HDEL', 'vf:dead', whose)
     end
   end

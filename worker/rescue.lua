@@ -64,10 +64,15 @@ for k, lease in ipairs(KEYS) do
   local expired = redis.call('ZRANGEBYSCORE', lease, '-inf', text(now_ms), 'LIMIT', 0, ARGV[8])
   for _, member in ipairs(expired) do
     local id, execution = string.match(member, '^(.-):(.*)$')
-    unlease(id, execution, queue)
-    local key = 'rq:job:' .. id
-    local job = redis.call('HMGET', key, 'vf_attempts', 'worker_name', 'vf_sub',
-      'vf_block', 'vf_docs', 'vf_box', 'vf_refused', 'vf_at')
+    local key = 'rq:job:' .. (id or '')
+    local job = {}
+    if id then
+      unlease(id, execution, queue)
+      job = redis.call('HMGET', key, 'vf_attempts', 'worker_name', 'vf_sub',
+        'vf_block', 'vf_docs', 'vf_box', 'vf_refused', 'vf_at')
+    else
+      redis.call('ZREM', lease, member)  -- nobody's: no claim writes such a one
+    end
     if not job[1] then
       redis.call('DEL', key)
     elseif may_run_again(key, queue, job[8], tonumber(job[1])) then

@@ -87,8 +87,12 @@ class Settler:
                     return
                 patience.wait(error)
             except Exception:
-                log.exception("cannot settle; the leases run out and others take the jobs over")
-                settled = [False] * len(batch)
+                if len(batch) > 1:  # one of them may be at fault: the others must not pay for it
+                    for settlement in batch:
+                        self._settle([settlement])
+                    return
+                log.exception("cannot settle; the lease runs out and others take the job over")
+                settled = [False]
                 break
         self._tell(batch, settled)
 

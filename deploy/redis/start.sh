@@ -44,7 +44,8 @@ data=$(sed -n 's/^dir //p' "$here/redis.conf")
 for file in "$data/appendonlydir/appendonly.aof.manifest" "$data/appendonly.aof"; do
   [ -f "$file" ] || continue
   found=$("$check" "$file" < /dev/null) && continue
-  if ! printf %s "$found" | grep -Eq "$damaged"; then
+  torn='AOF analyzed: (filename=[^ ]*\.incr\.aof, )?size=.* diff=[1-9]'
+  if printf %s "$found" | grep -Eq "$torn" && ! printf %s "$found" | grep -Eq "$damaged"; then
     echo "start.sh: $file ends in half a transaction, which is cut off" >&2
     echo y | "$check" --fix "$file"
   fi

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from servers import wait_until
 
 from vecfleet.fleet.append_only import make_whole
 from vecfleet.fleet.redis_server import RedisBinary, RedisServer
@@ -70,6 +71,30 @@ def test_a_damaged_file_is_left_for_redis_to_refuse(server: RedisServer, junk: b
     file.write_bytes(raw[:begin] + junk + raw[begin:])
     assert make_whole(server.binary.path, server.data_dir) == 0
     assert file.read_bytes() == raw[:begin] + junk + raw[begin:]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_what_is_wrong_with_the_base_is_left_for_redis_to_refuse(
+    server: RedisServer, damage: str
+) -> None:
+    with server, server.client() as client:
+        client.mset({f"key-{n}": "v" * 50 for n in range(200)})
+        client.bgrewriteaof()
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_scheduled"])
+        client.set("later", "x")
+    bases = sorted(server.data_dir.glob("appendonlydir/*.base.*"))
+    base = bases[-1] if bases else server.data_dir / "appendonly.aof"
+    raw = base.read_bytes()
+    if damage == "gone":
+        base.unlink()
+    elif damage == "cut":
+        base.write_bytes(raw[: len(raw) // 3])
+    else:
+        base.write_bytes(raw[: len(raw) // 3] + b"\x55" + raw[len(raw) // 3 + 1 :])
+    before = {path: path.read_bytes() for path in server.data_dir.rglob("*.aof")}
+    assert make_whole(server.binary.path, server.data_dir) == 0
+    assert {path: path.read_bytes() for path in server.data_dir.rglob("*.aof")} == before
 
 
 @pytest.mark.parametrize("offset", [3, 11, 16, 40])

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from servers import eventually
 
 from vecfleet.common import codec, keys
@@ -35,6 +36,31 @@ async def test_replies_that_come_together_are_all_delivered(redis_url, redis_asy
         late = box.expect("late")
         await redis_async.rpush(keys.reply(box.name), codec.dumps(["late", "ok", "x"]))
         await eventually(late.done)
+        await box.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["j", "error", "oops"],
+        ["j", "error", None],
+        [["j"], "ok", 1],
+        ["j", "error", {"retry_after_s": "x"}],
+        ["j", "error", {"code": "texts_too_long", "indices": 5}],
+        ["j", "ok"],
+        7,
+    ],
+)
+async def test_a_reply_that_is_none_keeps_no_other_one_back(redis_url, redis_async, bad):
+    async with connect_async(redis_url) as client:
+        box = ReplyBox(client)
+        await box.open()
+        box.expect("j")
+        good = box.expect("k")
+        await redis_async.rpush(keys.reply(box.name), codec.dumps(bad))
+        await redis_async.rpush(keys.reply(box.name), codec.dumps(["k", "ok", 1]))
+        async with asyncio.timeout(20):
+            assert await good == 1
         await box.close()
 
 

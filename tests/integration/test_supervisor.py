@@ -283,9 +283,10 @@ async def test_what_must_be_done_before_a_start_is_done_before_each(tmp_path: Pa
     await watched.supervisor.stop()
 
 
-async def test_what_cannot_be_prepared_is_not_started() -> None:
+@pytest.mark.parametrize("kind", [ConfigError, IndexError])
+async def test_what_cannot_be_prepared_is_not_started(kind: type[Exception]) -> None:
     def fail() -> str:
-        raise ConfigError("the file cannot be mended")
+        raise kind("the file cannot be mended")
 
     watched = Watched()
     watched.supervisor.start(spec("one", WAITS, prepare=fail))
