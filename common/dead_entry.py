@@ -11,6 +11,7 @@ from vecfleet.common import codec, limits
 from vecfleet.common.document import check_text
 from vecfleet.common.errors import InvalidInput, JobFailed, VecfleetError
 from vecfleet.common.hashing import text_key
+from vecfleet.common.payloads import computed_together
 
 _NO_SUBMISSION = "."  # no submission's name begins so
 _MERGE = re.compile(r"vf\.[^.]+\.merge\.([0-9a-f]+)-\d+\.bulk")
@@ -140,9 +141,7 @@ def text_keys(data: bytes) -> list[str]:
     """The digests under which the texts of a job are remembered when they kill."""
     try:
         _, (payload,), _ = codec.unpack_call(codec.inflate(data))
-        if "query" in payload:
-            return [text_key(payload["query"], text) for text in payload["documents"]]
-        return [text_key(text) for text in payload["texts"]]
+        return [text_key(*parts) for parts in computed_together(payload)]
     except (VecfleetError, ValueError, TypeError, KeyError, AttributeError):
         return []
 

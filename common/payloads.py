@@ -27,7 +27,7 @@ A reply travels as ``[job id, "ok", body]`` or ``[job id, "error", {code, messag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,22 @@ CREATE = "vecfleet.create"
 DELETE = "vecfleet.delete"
 
 FLOAT_BYTES = 4
+
+
+_BEFORE = ("prompt", "prompt_name", "instruction")
+
+
+def computed_together(payload: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """For each text of an embed or rerank call, all that the engine computes with it.
+
+    What a worker died of is remembered by that: a text is not to blame for a prompt. Raises
+    ``KeyError`` where the payload is neither.
+    """
+    if "query" in payload:
+        beside = (str(payload["query"]), str(payload.get("instruction") or ""))
+        return [(*beside, text) for text in payload["documents"]]
+    before = tuple(str(payload.get(name) or "") for name in _BEFORE)
+    return [(*before, text) for text in payload["texts"]]
 
 
 @dataclass(frozen=True, slots=True)

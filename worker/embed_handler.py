@@ -126,7 +126,7 @@ class EmbedHandler:
         if job.is_suspect:
             result = _joined(raise_errors(await self._one_by_one(job, texts, embed)))
         else:
-            self._quarantine.poison.check(job.queue.pool, [(text,) for text in texts])
+            self._quarantine.poison.check(job.queue.pool, payload)
             result = await embed(texts)
         vectors = shortened(result.vectors, dimensions)
         return Answer(
@@ -191,14 +191,14 @@ class EmbedHandler:
             job,
             len(texts),
             lambda place: embed([texts[place]]),
-            texts=[(text,) for text in texts],
+            texts=payloads.computed_together(job.payload),
         )
 
     async def _embed_what_can_be(
         self, job: ClaimedJob, block: _Block
     ) -> tuple[Embeddings | None, list[Refused]]:
         """Embed the block; texts that the engine refuses are told apart and the rest goes on."""
-        known = self._quarantine.poison.places(job.queue.pool, [(text,) for text in block.texts])
+        known = self._quarantine.poison.places(job.queue.pool, job.payload)
         refused = [Refused(i, block.ids[i], PoisonText(field="text")) for i in known]
         left = [i for i in range(len(block.texts)) if i not in known]
         while left:

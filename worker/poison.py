@@ -6,10 +6,12 @@ nothing more as long as there are none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vecfleet.common.errors import PoisonText, Unavailable
 from vecfleet.common.hashing import text_key
+from vecfleet.common.payloads import computed_together
 from vecfleet.worker.ledger import CONDEMNED, NAMED, Ledger
 
 _JUDGED_IN_S = 15.0  # a lease, and a look
@@ -26,14 +28,15 @@ class PoisonTexts:
         """Read it again; raises ``RedisUnavailable``."""
         self._known = self._ledger.known_texts(pools)
 
-    def places(self, pool: str, texts: Sequence[Sequence[str]], kind: str = CONDEMNED) -> list[int]:
-        """Which of ``texts``, each given with what is computed together with it, are known so."""
+    def places(self, pool: str, payload: Mapping[str, Any], kind: str = CONDEMNED) -> list[int]:
+        """Which texts of a call are known so."""
         known = self._known.get(pool)
         if not known:
             return []
+        texts = computed_together(payload)
         return [at for at, parts in enumerate(texts) if known.get(text_key(*parts)) == kind]
 
-    def check(self, pool: str, texts: Sequence[Sequence[str]]) -> None:
+    def check(self, pool: str, payload: Mapping[str, Any]) -> None:
         """Refuse a call that would kill again.
 
         Raises ``PoisonText``, or ``Unavailable`` where a text is still to be judged: its workers
@@ -41,9 +44,9 @@ class PoisonTexts:
         """
         if not self._known.get(pool):
             return
-        if places := self.places(pool, texts):
+        if places := self.places(pool, payload):
             raise PoisonText(indices=places)
-        if self.places(pool, texts, NAMED):
+        if self.places(pool, payload, NAMED):
             raise Unavailable(
                 "a worker has just died of a text of this call, and another one tries it alone",
                 retry_after_s=_JUDGED_IN_S,

@@ -11,6 +11,7 @@ import numpy as np
 from vecfleet.common.document import check_repeated, check_text, check_texts
 from vecfleet.common.errors import CorruptPayload, InvalidInput
 from vecfleet.common.limits import MAX_RERANK_DOCUMENTS
+from vecfleet.common.payloads import computed_together
 from vecfleet.worker.engine import Engine, Priority, Scores
 from vecfleet.worker.job import Answer, ClaimedJob, Outcome
 from vecfleet.worker.quarantine import Quarantine, raise_errors, verdict
@@ -46,13 +47,16 @@ class RerankHandler:
             truncate=payload.get("truncate") is not False,
         )
         if not job.is_suspect:
-            self._quarantine.poison.check(job.queue.pool, pairs)
+            self._quarantine.poison.check(job.queue.pool, payload)
             result = await score(pairs)
         elif job.condemned:
             return verdict(job, lambda place: {"documents": documents[place : place + 1]})
         else:
             told = await self._quarantine.one_by_one(
-                job, len(pairs), lambda place: score([pairs[place]]), texts=pairs
+                job,
+                len(pairs),
+                lambda place: score([pairs[place]]),
+                texts=computed_together(payload),
             )
             result = _joined(raise_errors(told))
         return Answer(

@@ -17,6 +17,7 @@ from vecfleet.common.errors import (
     Unavailable,
 )
 from vecfleet.common.hashing import text_key
+from vecfleet.common.payloads import computed_together
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.worker.job import Answer, Settlement
@@ -252,26 +253,33 @@ def die_at(client, deaths, digest):
     return wait_until(lambda: sum(found := deaths.other.rescue([QUEUE])) and found)
 
 
+def digest_of(text: str) -> str:
+    (parts,) = computed_together({"texts": [text]})
+    return text_key(*parts)
+
+
 async def test_a_text_that_killed_is_known_and_refused_in_other_jobs(client):
-    deaths, bad = Deaths(client), text_key("bad")
+    deaths, bad = Deaths(client), digest_of("bad")
     known = PoisonTexts(deaths.other)
-    pool, texts = QUEUE.pool, [("fine",), ("bad",)]
+    pool, call = QUEUE.pool, {"texts": ["fine", "bad"]}
     await enqueue(client, "j")
     deaths.die()
     known.refresh([pool])
-    known.check(pool, texts)
+    known.check(pool, call)
     assert die_at(client, deaths, bad) == (1, 0)
     known.refresh([pool])
     with pytest.raises(Unavailable) as raised:
-        known.check(pool, texts)
+        known.check(pool, call)
     assert raised.value.retryable and raised.value.retry_after_s
-    assert known.places(pool, texts) == []
+    assert known.places(pool, call) == []
     assert die_at(client, deaths, bad) == (1, 0)
     known.refresh([pool, FAST.pool])
     with pytest.raises(PoisonText) as poison:
-        known.check(pool, texts)
+        known.check(pool, call)
     assert poison.value.indices == (1,)
-    assert known.places("embed.other", texts) == []
+    assert known.places("embed.other", call) == []
+    # What it was not computed with is not to blame, nor is it for another's.
+    assert known.places(pool, {**call, "prompt": "another: "}) == []
     # A suspect that holds it as well does not run it.
     (first,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
     deaths.other.settle([Settlement(first, Answer({}))])
