@@ -59,21 +59,6 @@ local tokens, bytes = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
 local record = sub ~= '' and redis.call('HMGET', KEYS[5], 'state', 'ttl_s') or {}
 if record[1] == 'cancelled' then return {'cancelled', tokens, bytes} end
 
--- What nobody waits for may end in the dead letter, where it stays for long.
-local most_dead = tonumber(ARGV[14])
-if most_dead > 0 and not merges and (box == '' or sub ~= '') then
-  local dead = redis.call('HMGET', 'vf:dead', tenant, '*')
-  local own = tonumber(dead[1] or 0)
-  if own > 0 and own > most_dead - tonumber(dead[2] or 0) then return {'dead_full', tokens, own} end
-end
-if merge_queue ~= '' then
-  local found = redis.call('HMGET', KEYS[9], 'bytes', 'parked_bytes')
-  local unmerged = tonumber(found[1] or 0) + tonumber(found[2] or 0)
-  if unmerged > math.min(tonumber(ARGV[9]), left_in('vf:sum:merge', max_unmerged)) then
-    return {'merge_full', tokens, unmerged}
-  end
-end
-
 -- Tokens that are served before what comes now: tenants that have something waiting take turns.
 local function ahead()
   local everyone = tonumber(redis.call('HGET', sum, 'tokens') or 0)
@@ -108,15 +93,39 @@ for at = FIRST, #ARGV, STRIDE do
   numbers[#numbers + 1] = number
 end
 
--- A call that is alone in the queue passes whatever its size: else it could never pass.
-if #fresh > 0 and tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
-  return {'full', tokens, bytes}
+-- Why what is new may not come in; nil where it may.
+local function refusal()
+  -- What nobody waits for may end in the dead letter, where it stays for long. What others have there
+  -- takes nobody's share whole: half of an equal one is left to each.
+  local most_dead = tonumber(ARGV[14])
+  if most_dead > 0 and not merges and (box == '' or sub ~= '') then
+    local dead = redis.call('HMGET', 'vf:dead', tenant, '*')
+    local own, left = tonumber(dead[1] or 0), most_dead - tonumber(dead[2] or 0)
+    local tenants = math.max(1, redis.call('HLEN', 'vf:dead') - 1)
+    if own > 0 and own > math.max(left, most_dead / (2 * tenants)) then
+      return {'dead_full', tokens, own}
+    end
+  end
+  if merge_queue ~= '' then
+    local found = redis.call('HMGET', KEYS[9], 'bytes', 'parked_bytes')
+    local unmerged = tonumber(found[1] or 0) + tonumber(found[2] or 0)
+    if unmerged > math.min(tonumber(ARGV[9]), left_in('vf:sum:merge', max_unmerged)) then
+      return {'merge_full', tokens, unmerged}
+    end
+  end
+  -- A call that is alone in the queue passes whatever its size: else it could never pass.
+  if tokens > 0 and (tokens + fresh_tokens > max_tokens or bytes + fresh_bytes > max_bytes) then
+    return {'full', tokens, bytes}
+  end
+  if bytes + fresh_bytes > left_in(sum, max_shared) then
+    return {'shared_full', tokens, tonumber(redis.call('HGET', sum, 'bytes'))}
+  end
+  local max_ahead = tonumber(ARGV[13])
+  if max_ahead > 0 and ahead() > max_ahead then return {'late', ahead(), bytes} end
 end
-if #fresh > 0 and bytes + fresh_bytes > left_in(sum, max_shared) then
-  return {'shared_full', tokens, tonumber(redis.call('HGET', sum, 'bytes'))}
-end
-local max_ahead = tonumber(ARGV[13])
-if #fresh > 0 and max_ahead > 0 and ahead() > max_ahead then return {'late', ahead(), bytes} end
+
+local refused = #fresh > 0 and refusal()
+if refused then return refused end
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]

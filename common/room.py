@@ -34,11 +34,13 @@ class _Glance:
     unmerged_of_all: int
     dead: int
     dead_of_all: int
+    tenants_with_dead: int
 
     def verdict(self, bounds: Admission, tokens: int) -> Verdict:
         """What ``enqueue.lua`` would say to one job of so many tokens, had it next to no bytes."""
         dead_left = bounds.max_dead_bytes - self.dead_of_all
-        if bounds.max_dead_bytes and self.dead > max(0, dead_left):
+        least = bounds.max_dead_bytes / (2 * max(1, self.tenants_with_dead))
+        if bounds.max_dead_bytes and self.dead > max(least, dead_left):
             return b"dead_full", self.tokens, self.dead
         left = bounds.max_unmerged_bytes - self.unmerged_of_all
         most = max(0, left) if self.unmerged_of_all else bounds.max_merge_bytes
@@ -90,12 +92,16 @@ class Room:
         pipeline.hmget(keys.load(merge_queue), ["bytes", "parked_bytes"])
         pipeline.hmget(keys.load_of_all(merge_queue), ["bytes", "tokens"])
         pipeline.hmget(keys.DEAD_BYTES, [queue.tenant, "*"])
+        pipeline.hlen(keys.DEAD_BYTES)
         with translated():
-            rows = await pipeline.execute(raise_on_error=False)
+            *rows, names = await pipeline.execute(raise_on_error=False)
         (tokens, size), (of_all, _), merges, (unmerged_of_all, _), (dead, dead_of_all) = (
             _numbers(row) for row in rows
         )
-        return _Glance(tokens, size, of_all, sum(merges), unmerged_of_all, dead, dead_of_all)
+        tenants = names - 1 if isinstance(names, int) else 0
+        return _Glance(
+            tokens, size, of_all, sum(merges), unmerged_of_all, dead, dead_of_all, tenants
+        )
 
 
 def _numbers(row: Any) -> tuple[int, int]:

@@ -483,7 +483,7 @@ async def test_a_tenant_that_fills_the_dead_letter_is_told_to_look_at_it(client,
     data = codec.pack_call(payloads.EMBED, {"ids": ["a"], "texts": ["a"]})
     bulk = Route(submission="s", merge_queue=str(MERGE))
     with pytest.raises(QueueFull, match="dead letter"):
-        await queues.enqueue(THEIRS, [NewJob("new", data, 1)], bulk)
+        await queues.enqueue(THEIRS, [NewJob("new", data, 1, 8)], bulk)
     assert not client.exists(keys.job("new"))
     await queues.enqueue(QUEUE, [NewJob("ours", data, 1, 9)], bulk)
     calls = keys.embed_queue("5pace", "interactive", "acme")

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from vecfleet.common import codec, keys
+from vecfleet.common.admission import Admission
 from vecfleet.common.dead_letter import DeadLetter
-from vecfleet.common.errors import EngineFailed, JobFailed
+from vecfleet.common.errors import EngineFailed, JobFailed, QueueFull
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.common.submission import Submissions
@@ -136,3 +137,29 @@ async def test_a_job_without_an_origin_can_be_cancelled(client, asynchronous):
     client.hset(keys.job("odd"), mapping={"status": "queued", "data": DATA})
     assert await QueueClient(asynchronous).cancel(["odd"]) == 1
     assert not client.exists(keys.job("odd"))
+
+
+async def test_one_tenants_dead_letter_does_not_keep_another_one_out(client, asynchronous):
+    queues = QueueClient(asynchronous, Admission(max_dead_bytes=100_000))
+    ledger = Ledger(client, "w")
+
+    async def put(tenant: str, sub: str, count: int) -> None:
+        queue = keys.embed_queue("5pace", "bulk", tenant)
+        blocks = [NewJob(f"{sub}-{n}", b"x" * 2700, 1, n, 1) for n in range(count)]
+        await queues.enqueue(queue, blocks, Route(submission=sub))
+
+    def fail(tenant: str) -> None:
+        queue = keys.embed_queue("5pace", "bulk", tenant)
+        ledger.settle(
+            [Settlement(job, Failure(EngineFailed("no"))) for job in claim(ledger, queue)]
+        )
+
+    await put("good", "g1", 1)
+    fail("good")
+    await put("evil", "e1", 22)  # all at once, when there was nothing yet
+    fail("evil")
+    assert int(client.hget(keys.DEAD_BYTES, "*")) > 100_000
+    with pytest.raises(QueueFull, match="dead letter"):
+        await put("evil", "e2", 1)
+    await put("good", "g2", 1)
+    await put("evil", "e1", 22)  # what is known already is told so
