@@ -12,9 +12,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -65,6 +65,7 @@ class Quarantine:
         self._is_open = False  # for interactive jobs, beside a suspect
         self._claims: dict[keys.Lane, int] = dict.fromkeys(windows, 0)
         self._turn = asyncio.Lock()
+        self._in_line = 0  # suspects that wait for it
         self._notes = ThreadPoolExecutor(1, thread_name_prefix="quarantine")
 
     # The threads that claim
@@ -119,24 +120,53 @@ class Quarantine:
         ]
         left = [place for place in range(count) if place not in job.condemned]
         left.sort(key=lambda place: place != job.named)
-        await self._note(job, None)
-        async with self._turn:
-            await self._be_alone()
-            turn_ends = time.monotonic() + TURN_S
-            for place in left:
-                note = partial(self._note, job, place, digests[place])
-                try:
-                    if await note() and time.monotonic() > turn_ends:
-                        await self._note(job, None)
-                        await self._be_alone(_VISIT_S)
-                        await note()
-                        turn_ends = time.monotonic() + TURN_S
-                    told[place] = await run(place)
-                except (EngineFailed, InvalidInput) as error:
-                    told[place] = error
-                if place == job.named and digests[place]:
-                    await self._persist(self._ledger.clear, job, digests[place])
+        left.reverse()  # the next one stands last
+        visit_s = 0.0
+        while left:
+            await self._note(job, None)
+            async with self._my_turn():
+                await self._be_alone(visit_s)
+                await self._run_some(job, left, digests, run, told)
+            visit_s = _VISIT_S
         return told
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        """Suspects run by turns, so that a query's does not wait for the whole of a block's."""
+        self._in_line += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._in_line -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _run_some(
+        self,
+        job: ClaimedJob,
+        left: list[int],
+        digests: Sequence[str],
+        run: Callable[[int], Awaitable[T]],
+        told: list[T | EngineFailed | InvalidInput],
+    ) -> None:
+        """Run texts from the end of ``left``, one at least, while nobody else waits for long."""
+        ends = time.monotonic() + TURN_S
+        is_first = True
+        while left:
+            place = left[-1]
+            try:
+                waiting = await self._note(job, place, digests[place]) + self._in_line
+                if waiting and not is_first and time.monotonic() > ends:
+                    return
+                told[place] = await run(place)
+            except (EngineFailed, InvalidInput) as error:
+                told[place] = error
+            if place == job.named and digests[place]:
+                await self._persist(self._ledger.clear, job, digests[place])
+            left.pop()
+            is_first = False
 
     async def _note(self, job: ClaimedJob, place: int | None, digest: str = "") -> int:
         """Note where the job is. Returns how many urgent jobs wait."""

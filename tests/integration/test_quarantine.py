@@ -493,3 +493,36 @@ async def test_a_block_in_quarantine_costs_one_small_call_a_text(client):
     took_s = time.perf_counter() - began
     calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
     assert calls <= 256 + 2, f"{calls} calls in {took_s:.3f} s"
+
+
+async def test_suspects_take_turns_and_a_short_one_does_not_wait_for_a_long_one(client):
+    ward, block = await suspect(client)
+    await enqueue(client, "call", queue=FAST)
+    client.hset(keys.job("call"), "vf_attempts", 1)
+    (call,) = ward.ledger.claim([Ask(FAST, 1, 99)])
+    ward.windows["interactive"].take(call.tokens)
+    ward.quarantine.take([call])
+    ran, at_once = [], 0
+
+    async def run(place):
+        nonlocal at_once
+        at_once += 1
+        assert at_once == 1, "never two in the engine"
+        await asyncio.sleep(0.03)
+        at_once -= 1
+        ran.append("block")
+
+    async def run_call(place):
+        assert client.hget(keys.job(block.id), "vf_at") == b"", "the other is noted as waiting"
+        await run(place)
+        ran[-1] = "call"
+
+    long = asyncio.create_task(ward.quarantine.one_by_one(block, 40, run))
+    await eventually(lambda: bool(ran))
+    await ward.quarantine.one_by_one(call, 1, run_call)
+    assert ran.count("block") < 40
+    assert not long.done()
+    ward.windows["interactive"].give_back(call.tokens)
+    ward.quarantine.give_back(call)
+    await long
+    assert ran.count("block") == 40
