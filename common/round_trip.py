@@ -118,8 +118,12 @@ class RoundTrips:
                     )
                 )
             )
+        except QueueFull:  # none of them is there
+            self._forget(jobs, futures)
+            raise
         except (VecfleetError, asyncio.CancelledError):
-            await self._abandon(jobs, futures)
+            self._forget(jobs, futures)
+            await self._cancel(jobs)
             raise
 
     async def _answer(
@@ -131,13 +135,14 @@ class RoundTrips:
         except (TextsTooLong, PoisonText) as error:
             raise error.moved(call.first) from error
 
-    async def _abandon(
-        self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]
-    ) -> None:
-        """Nobody waits any more: free what the jobs hold here and in Redis."""
+    def _forget(self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]) -> None:
+        """Nobody here waits any more."""
         for job, future in zip(jobs, futures, strict=True):
             self._box.forget(job.id)
             future.cancel()
+
+    async def _cancel(self, jobs: Sequence[NewJob]) -> None:
+        """Free what the jobs hold in Redis."""
         try:
             await asyncio.shield(self._queues.cancel(job.id for job in jobs))
         except VecfleetError:

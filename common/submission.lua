@@ -15,7 +15,7 @@
 -- the work that fills it. So where there is one, the first write is an EXPIRE.
 local UNUSED_S, MOST_PRUNED, SPARE_S = 3600, 100, 60
 -- As the ledger has them: how long one lives after its end, also where its tenant has many.
-local ONCE_S, ONCE_OF_MANY_S, MANY = 86400, 300, 20000
+local DAY_S, HOUR_S, MINUTES_S, MANY, VERY_MANY = 86400, 3600, 300, 20000, 100000
 local what, ttl_s = ARGV[1], tonumber(ARGV[3])
 local id = string.sub(KEYS[1], #'vf:sub:' + 1)
 local time = redis.call('TIME')
@@ -92,8 +92,13 @@ if state == 'open' then
   redis.call('HSET', KEYS[1], 'state', state)
   if state == 'done' then redis.call('HSET', KEYS[1], 'done_ms', now_ms) end
 end
-if state == 'done' and once then
-  ttl_s = redis.call('ZCARD', all) > MANY and ONCE_OF_MANY_S or ONCE_S
+if state == 'done' then  -- as the ledger has it
+  local count = redis.call('ZCARD', all)
+  if once then
+    ttl_s = count > MANY and MINUTES_S or DAY_S
+  elseif count > MANY then
+    ttl_s = math.min(tonumber(ttl_s), count > VERY_MANY and HOUR_S or DAY_S)
+  end
 end
 live(ttl_s)
 return state

@@ -50,6 +50,7 @@ def aggregator(
             home=home,
             dead_ttl_s=chosen.dead_ttl_s,
             max_merge_bytes=chosen.max_merge_bytes,
+            max_unmerged_bytes=chosen.max_unmerged_bytes,
         )
 
     def search_config(cls: Any) -> Any:

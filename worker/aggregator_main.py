@@ -35,6 +35,7 @@ class AggregatorConfig:
     home: str = keys.DEFAULT_HOME
     dead_ttl_s: int = keys.DEAD_TTL_S
     max_merge_bytes: int = 512 << 20
+    max_unmerged_bytes: int = 2 << 30
 
 
 def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
@@ -86,6 +87,7 @@ async def _merge(
             unique_name("aggregator"),
             dead_ttl_s=config.dead_ttl_s,
             max_merge_bytes=config.max_merge_bytes,
+            max_unmerged_bytes=config.max_unmerged_bytes,
         ),
         queues=aggregator.queues,
         handlers={

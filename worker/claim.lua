@@ -101,15 +101,18 @@ local function take(id, queue, job, number)
   return execution
 end
 
+-- Whether a merge queue holds more than a share of its bounds: its own, and what all leave.
+local function holds_more(merge, share)
+  local bytes = tonumber(redis.call('HGET', 'vf:load:' .. merge, 'bytes') or 0)
+  local all = tonumber(redis.call('HGET', 'vf:sum:merge', 'bytes') or 0)
+  return most_unmerged > 0 and bytes > share * most_unmerged
+    or most_all_unmerged > 0 and bytes > share * math.max(0, most_all_unmerged - all)
+end
+
 -- Whether no more shards should come into a merge queue for now; one that is empty takes some always.
 local full = {}
 local function is_full(merge)
-  if full[merge] == nil then
-    local bytes = tonumber(redis.call('HGET', 'vf:load:' .. merge, 'bytes') or 0)
-    local others = tonumber(redis.call('HGET', 'vf:sum:merge', 'bytes') or 0)
-    full[merge] = most_unmerged > 0 and bytes > most_unmerged
-      or most_all_unmerged > 0 and bytes > math.max(0, most_all_unmerged - others)
-  end
+  if full[merge] == nil then full[merge] = holds_more(merge, 1) end
   return full[merge]
 end
 
@@ -151,8 +154,7 @@ end
 local function unpark_if_there_is_room(queue)
   if not is_merge(line_of(queue)) then return end
   if redis.call('EXISTS', 'vf:parked:' .. queue) == 0 then return end
-  local bytes = tonumber(redis.call('HGET', 'vf:load:' .. queue, 'bytes') or 0)
-  if most_unmerged == 0 or bytes <= most_unmerged / 2 then unpark(queue) end
+  if not holds_more(queue, 0.5) then unpark(queue) end
 end
 
 -- The queues that are asked: each with the number of the ask, its list, and its place in its line.

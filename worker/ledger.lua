@@ -185,16 +185,21 @@ local function forget(id)
   redis.call('DEL', 'rq:job:' .. id, 'rq:executions:' .. id)
 end
 
--- A submission is done. Where nobody asks for it by a name again, it is forgotten soon, and sooner
--- where its tenant has many.
-local ONCE_S, ONCE_OF_MANY_S, MANY = 86400, 300, 20000
+-- A submission is done. How long it can still be asked for goes by how many its tenant has: one that
+-- nobody asks for by a name is forgotten soon, a named one only where there are very many.
+local DAY_S, HOUR_S, MINUTES_S, MANY, VERY_MANY = 86400, 3600, 300, 20000, 100000
 local function end_submission(sub)
   local key = 'vf:sub:' .. sub
   redis.call('HSET', key, 'state', 'done', 'done_ms', text(now_ms))
   local found = redis.call('HMGET', key, 'once', 'tenant')
-  if not found[1] then return end
   local all = 'vf:subs:' .. (found[2] or '-')
-  local ttl_s = redis.call('ZCARD', all) > MANY and ONCE_OF_MANY_S or ONCE_S
+  local count, ttl_s = redis.call('ZCARD', all), nil
+  if found[1] then
+    ttl_s = count > MANY and MINUTES_S or DAY_S
+  elseif count > MANY then
+    ttl_s = count > VERY_MANY and HOUR_S or DAY_S
+  end
+  if not ttl_s then return end
   for _, part in ipairs({'', ':ok', ':bad', ':errors'}) do
     redis.call('EXPIRE', key .. part, ttl_s)
   end
@@ -244,7 +249,7 @@ end
 
 -- What the dead letter holds is counted by tenant, '*' for all, and by the hour in which it is over;
 -- an entry's vf_kept says in which hour it is counted, and with how many bytes.
-local DEAD_BYTES, HOUR_S = 2200, 3600
+local DEAD_BYTES = 2200
 local function add_dead(tenant, bytes)
   for _, name in ipairs({tenant, '*'}) do
     if redis.call('HINCRBY', 'vf:dead', name, bytes) <= 0 then redis.call('HDEL', 'vf:dead', name) end

@@ -125,3 +125,26 @@ async def test_what_is_no_job_is_told(client, queues, caplog):
         assert mine.claim(ask(9)) == []
     (told,) = [record.getMessage() for record in caplog.records]
     assert told == f"dropped 4 entries of queue {str(of('acme'))!r} that are no jobs"
+
+
+async def test_what_all_merge_queues_keep_out_is_not_brought_back_before_there_is_room(
+    client, queues
+):
+    """Both sides know both bounds: else jobs would go to and fro at each claim."""
+    theirs = keys.merge_queue("d0" * 16, "acme")
+    shard = codec.pack_call("vecfleet.merge", {"delete": ["a" * 8500]})
+    await queues.enqueue(theirs, [NewJob(f"b{n}", shard, 1) for n in range(9)])
+    await queues.enqueue(MERGE, [NewJob(f"a{n}", shard, 1) for n in range(2)])
+    await queues.enqueue(of("acme"), jobs("e", 8), Route(merge_queue=str(MERGE)))
+    bounds = {"max_merge_bytes": 50_000, "max_unmerged_bytes": 120_000}
+    worker, writer = Ledger(client, "w", **bounds), Ledger(client, "aggregator", **bounds)
+    assert worker.claim(ask(9)) == []
+    assert client.llen(f"vf:parked:{MERGE}") == 8
+    for _ in range(3):
+        assert writer.claim([Ask(MERGE, 0, 1)]) == []
+        assert client.llen(f"vf:parked:{MERGE}") == 8
+    merged = writer.claim([Ask(theirs, 9, 99)])
+    assert writer.settle([Settlement(job, Commit(1, {})) for job in merged]) == [True] * 9
+    writer.claim([Ask(MERGE, 0, 1)])
+    assert not client.exists(f"vf:parked:{MERGE}")
+    assert len(worker.claim(ask(9))) == 8

@@ -23,7 +23,7 @@ MERGE = keys.merge_queue("c0ffee", "acme")
 DATA = codec.pack_call("vecfleet.embed", {"texts": ["a"]})
 ALL = "vf:subs:acme"
 WEEK_S, DAY_S, HOUR_S = 7 * 86400, 86400, 3600
-MANY = 20_001
+MANY, VERY_MANY = 20_001, 100_001
 
 
 @pytest.fixture
@@ -107,17 +107,24 @@ async def test_what_has_begun_is_not_discarded(client, book):
 
 @pytest.mark.parametrize("outcome", [HandOn(str(MERGE), DATA, 1), Failure(QueueFull("no"))])
 @pytest.mark.parametrize(
-    ("once", "many", "most_s"), [(False, True, WEEK_S), (True, False, DAY_S), (True, True, 300)]
+    ("once", "others", "most_s"),
+    [
+        (False, 0, WEEK_S),
+        (False, MANY, DAY_S),
+        (False, VERY_MANY, 3600),
+        (True, 0, DAY_S),
+        (True, MANY, 300),
+    ],
 )
-async def test_one_without_a_name_is_forgotten_soon_after_its_end(
-    client, book, once, many, most_s, outcome
+async def test_how_long_one_is_kept_after_its_end_goes_by_its_name_and_its_tenants_others(
+    client, book, once, others, most_s, outcome
 ):
     await open_one(book, "s", once=once)
     await enqueue(book, "s")
     await book.close("s", blocks=1, documents=1)
     assert WEEK_S - 60 < lives(client, "s") <= WEEK_S
-    if many:
-        client.zadd(ALL, {f"other-{n}": 1 << 40 for n in range(MANY)})
+    if others:
+        client.zadd(ALL, {f"other-{n}": 1 << 40 for n in range(others)})
     settle(client, outcome)
     assert (await book.get("s")).state == "done"
     assert most_s - 60 < lives(client, "s") <= most_s

@@ -28,7 +28,7 @@ def test_a_job_costs_the_same_wherever_it_is_counted(script: str) -> None:
     assert number(script, "JOB_BYTES") == JOB_BYTES
 
 
-@pytest.mark.parametrize("name", ["ONCE_S", "ONCE_OF_MANY_S", "MANY"])
+@pytest.mark.parametrize("name", ["DAY_S", "HOUR_S", "MINUTES_S", "MANY", "VERY_MANY"])
 def test_a_submission_lives_as_long_whoever_ends_it(name: str) -> None:
     assert number("submission", name) == number("ledger", name)
 
