@@ -19,6 +19,17 @@ local function count(key, prefix, tokens, bytes)
   redis.call('HINCRBY', key, prefix .. 'jobs', -1)
 end
 
+-- What waited the longest is cancelled first, so its id stands at the head. Where nobody claims, ids
+-- would pile up there.
+local MOST_IDS = 8
+local function drop_gone(list)
+  for _ = 1, MOST_IDS do
+    local id = redis.call('LRANGE', list, 0, 0)[1]
+    if not id or redis.call('EXISTS', 'rq:job:' .. id) == 1 then return end
+    redis.call('LPOP', list)
+  end
+end
+
 local cancelled = 0
 for _, key in ipairs(KEYS) do
   local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge',
@@ -37,6 +48,7 @@ for _, key in ipairs(KEYS) do
     else
       count('vf:load:' .. queue, '', cost, size)
     end
+    drop_gone('rq:queue:' .. queue)
     local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
     count('vf:sum:' .. (string.sub(line, 1, 6) == 'merge.' and 'merge' or line), '', cost, size)
     cancelled = cancelled + 1

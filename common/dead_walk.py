@@ -87,7 +87,7 @@ class DeadWalk:
     async def _queues(self, tenant: str | None) -> list[str]:
         prefix = _QUEUES if tenant is None else f"{_QUEUES}{tenant}."
         names = cast(Any, await self._redis.smembers(keys.QUEUES))
-        found = [raw.decode() for raw in names]
+        found = [raw.decode(errors="replace") for raw in names]
         return sorted(n.removeprefix("rq:queue:") for n in found if n.startswith(prefix))
 
     async def _next(
@@ -117,7 +117,7 @@ class DeadWalk:
             for feed, rows in zip(empty, await pipe.execute(), strict=True):
                 feed.offset += len(rows)
                 feed.is_over = len(rows) < _AT_ONCE
-                places = [(score, raw.decode()) for raw, score in rows]
+                places = [(score, raw.decode(errors="replace")) for raw, score in rows]
                 feed.waiting = [place for place in places if after is None or place < after]
 
     async def _read(self, places: Sequence[tuple[float, str, str]]) -> list[DeadEntry | None]:

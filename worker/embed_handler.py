@@ -126,7 +126,7 @@ class EmbedHandler:
         if job.is_suspect:
             result = _joined(raise_errors(await self._one_by_one(job, texts, embed)))
         else:
-            self._quarantine.poison.check(job.queue.pool, payload)
+            self._quarantine.poison.check(job)
             result = await embed(texts)
         vectors = shortened(result.vectors, dimensions)
         return Answer(

@@ -12,6 +12,7 @@ from typing import Any
 from vecfleet.common.errors import PoisonText, Unavailable
 from vecfleet.common.hashing import text_key
 from vecfleet.common.payloads import computed_together
+from vecfleet.worker.job import ClaimedJob
 from vecfleet.worker.ledger import CONDEMNED, NAMED, Ledger
 
 _JUDGED_IN_S = 15.0  # a lease, and a look
@@ -36,17 +37,19 @@ class PoisonTexts:
         texts = computed_together(payload)
         return [at for at, parts in enumerate(texts) if known.get(text_key(*parts)) == kind]
 
-    def check(self, pool: str, payload: Mapping[str, Any]) -> None:
+    def check(self, job: ClaimedJob) -> None:
         """Refuse a call that would kill again.
 
         Raises ``PoisonText``, or ``Unavailable`` where a text is still to be judged: its workers
-        died twice, and which text they had is known of one of the two deaths.
+        died twice, and which text they had is known of one of the two deaths. A job that nobody
+        waits for is not refused for that: it could not come again.
         """
+        pool, payload = job.queue.pool, job.payload
         if not self._known.get(pool):
             return
         if places := self.places(pool, payload):
             raise PoisonText(indices=places)
-        if self.places(pool, payload, NAMED):
+        if job.box and self.places(pool, payload, NAMED):
             raise Unavailable(
                 "a worker has just died of a text of this call, and another one tries it alone",
                 retry_after_s=_JUDGED_IN_S,

@@ -47,7 +47,7 @@ class RerankHandler:
             truncate=payload.get("truncate") is not False,
         )
         if not job.is_suspect:
-            self._quarantine.poison.check(job.queue.pool, payload)
+            self._quarantine.poison.check(job)
             result = await score(pairs)
         elif job.condemned:
             return verdict(job, lambda place: {"documents": documents[place : place + 1]})

@@ -163,3 +163,22 @@ async def test_one_tenants_dead_letter_does_not_keep_another_one_out(client, asy
         await put("evil", "e2", 1)
     await put("good", "g2", 1)
     await put("evil", "e1", 22)  # what is known already is told so
+
+
+async def test_cancelled_ids_do_not_pile_up_where_nobody_claims(client, asynchronous):
+    queues = QueueClient(asynchronous)
+    waits = Route(box="b", deadline_ms=60_000)
+    for first in range(0, 500, 50):
+        names = [f"j{n}" for n in range(first, first + 50)]
+        await queues.enqueue(EMBED, [NewJob(name, DATA, 1) for name in names], waits)
+        assert await queues.cancel(names) == 50
+    assert client.llen(keys.queue_list(EMBED)) < 50
+    await queues.enqueue(EMBED, [NewJob("stays", DATA, 1), NewJob("goes", DATA, 1)], waits)
+    assert await queues.cancel(["goes"]) == 1
+    assert [job.id for job in claim(Ledger(client, "w"))] == ["stays"]
+
+
+async def test_an_id_in_the_dead_letter_that_is_no_text_is_passed_over(client, asynchronous):
+    client.sadd(keys.QUEUES, keys.queue_list(EMBED))
+    client.zadd(f"rq:failed:{EMBED}", {b"\xff\xfe": 1 << 40})
+    assert (await DeadLetter(asynchronous).page()).entries == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from servers import eventually, wait_until
@@ -20,7 +21,7 @@ from vecfleet.common.hashing import text_key
 from vecfleet.common.payloads import computed_together
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
 from vecfleet.common.redis_client import connect, connect_async
-from vecfleet.worker.job import Answer, Settlement
+from vecfleet.worker.job import Answer, ClaimedJob, Settlement
 from vecfleet.worker.ledger import KNOWN_TEXTS, MAX_CONDEMNED, Announcement, Ask, Ledger
 from vecfleet.worker.poison import PoisonTexts
 from vecfleet.worker.quarantine import Quarantine, raise_errors
@@ -258,6 +259,21 @@ def digest_of(text: str) -> str:
     return text_key(*parts)
 
 
+def awaited(payload) -> ClaimedJob:
+    return ClaimedJob(
+        id="call",
+        execution="x",
+        queue=QUEUE,
+        function="vecfleet.embed",
+        payload=payload,
+        tokens=1,
+        claimed_us=1,
+        enqueued_us=1,
+        attempts=1,
+        box="somebody",
+    )
+
+
 async def test_a_text_that_killed_is_known_and_refused_in_other_jobs(client):
     deaths, bad = Deaths(client), digest_of("bad")
     known = PoisonTexts(deaths.other)
@@ -265,17 +281,19 @@ async def test_a_text_that_killed_is_known_and_refused_in_other_jobs(client):
     await enqueue(client, "j")
     deaths.die()
     known.refresh([pool])
-    known.check(pool, call)
+    asked = awaited(call)
+    known.check(asked)
     assert die_at(client, deaths, bad) == (1, 0)
     known.refresh([pool])
     with pytest.raises(Unavailable) as raised:
-        known.check(pool, call)
+        known.check(asked)
+    known.check(replace(asked, box=""))  # nobody waits, who could come again
     assert raised.value.retryable and raised.value.retry_after_s
     assert known.places(pool, call) == []
     assert die_at(client, deaths, bad) == (1, 0)
     known.refresh([pool, FAST.pool])
     with pytest.raises(PoisonText) as poison:
-        known.check(pool, call)
+        known.check(asked)
     assert poison.value.indices == (1,)
     assert known.places("embed.other", call) == []
     # What it was not computed with is not to blame, nor is it for another's.
