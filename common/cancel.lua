@@ -20,12 +20,12 @@ local function count(key, prefix, tokens, bytes)
 end
 
 -- What waited the longest is cancelled first, so its id stands at the head. Where nobody claims, ids
--- would pile up there.
+-- would pile up there. One stays, for a claim to come to, which then takes the queue out of its line.
 local MOST_IDS = 8
 local function drop_gone(list)
   for _ = 1, MOST_IDS do
-    local id = redis.call('LRANGE', list, 0, 0)[1]
-    if not id or redis.call('EXISTS', 'rq:job:' .. id) == 1 then return end
+    local first = redis.call('LRANGE', list, 0, 1)
+    if #first < 2 or redis.call('EXISTS', 'rq:job:' .. first[1]) == 1 then return end
     redis.call('LPOP', list)
   end
 end
