@@ -85,7 +85,7 @@ def _first_of(gathered: Sequence[_Waiting], route: Route) -> list[_Waiting]:
     Of what waits before a call only others are counted, not those that come in with it: so where
     that is limited, few may.
     """
-    most = route.max_ahead // 4 or math.inf
+    most = max(1, route.max_ahead // 4) if route.max_ahead else math.inf
     together = [gathered[0]]
     tokens = gathered[0].tokens
     for waiting in gathered[1:_MOST_TOGETHER]:

@@ -53,10 +53,8 @@ class CollectionWriters:
             try:
                 self.adopt(collection)
             except Unavailable as error:
-                self._collections[collection.uid] = collection
                 log.error("cannot open %s, trying again with its shards: %s", collection.uid, error)
             except (CorruptManifest, SpaceMismatch) as error:
-                self._collections[collection.uid] = collection
                 self.retire(collection.uid, error)
         # What is still on its way to a deleted collection is claimed and discarded.
         self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
@@ -109,12 +107,12 @@ class CollectionWriters:
         return self._writers.get(uid)
 
     def adopt(self, collection: Collection) -> None:
-        """Open the writer of ``collection`` unless it is open."""
+        """Open the writer of ``collection`` unless it is open; it is known from now on anyway."""
+        self._collections[collection.uid] = collection
         if collection.uid not in self._writers:
             directory = self._catalog.directory(collection)
             spec = partition_spec(collection)
             self._writers[collection.uid] = PartitionWriter.open(directory, spec, self._token)
-            self._collections[collection.uid] = collection
             self._out_of_service.discard(collection.uid)
 
     def retire(self, uid: str, error: VecfleetError) -> None:

@@ -142,6 +142,25 @@ async def test_one_that_cannot_be_opened_is_opened_with_its_shards(
         assert isinstance((await aggregator.merger.merge([merge_job(bad, 1)]))[0], Commit)
 
 
+async def test_one_that_was_made_on_a_full_disk_is_known_and_opened_later(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(client, tmp_path) as aggregator:
+        with monkeypatch.context() as disk:
+            disk.setattr(PartitionWriter, "open", _no_space)
+            with pytest.raises(Unavailable):
+                await create(aggregator, "new")
+        await asyncio.to_thread(aggregator.keeper.publish)
+        assert client.hexists("vf:collections:-", "new")
+        made = await create(aggregator, "new")  # the same call again
+        assert made.merge_queue in aggregator.queues()
+        assert isinstance((await aggregator.merger.merge([merge_job(made, 1)]))[0], Commit)
+
+
+def _no_space(*_: object) -> PartitionWriter:
+    raise Unavailable("No space left on device")
+
+
 async def test_after_a_crash_its_suspect_keeps_nobody_out(
     client: redis.Redis, redis_url: str, tmp_path: Path, full: set[str]
 ) -> None:
