@@ -6,6 +6,7 @@ prints the seed; ``CHAOS_SEED=... pytest`` gives them the same one.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from dataclasses import replace
@@ -25,6 +26,9 @@ from chaos.scenes import QUICK, finish, stop_at, wait, wait_for_progress, wait_f
 from chaos.verdict import Verdict
 
 from vecfleet.common import keys
+from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.names import new_id
+from vecfleet.common.redis_client import connect_async
 
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
 CALLS = 10
@@ -149,15 +153,36 @@ def test_what_redis_lost_is_told_and_sent_again(tmp_path, persistence):
         assert noticed(fleet.cuts, fleet.ledgers()) >= 2
 
 
+def blocks_wait(fleet):
+    return sum(fleet.redis.llen(name) for name in fleet.redis.scan_iter("rq:queue:*.embed.*.bulk"))
+
+
+async def fill_merge_queue(fleet):
+    """A deletion of what is not there: nothing comes of it, but it waits."""
+    async with FleetClient(connect_async(fleet.server.url)) as client:
+        for collection in await client.collections():
+            version = 1 if collection.spec.versions == "given" else None
+            await client.enqueue_delete(
+                collection, ["nobody"], submission=new_id(), version=version
+            )
+
+
 def test_what_waits_for_a_writer_parks_and_goes_on_whoever_dies(tmp_path):
-    plan = replace(QUICK, seed=SEED, producers=4, http_clients=0, max_merge_bytes=1_000)
+    plan = replace(QUICK, seed=SEED, producers=8, http_clients=0, max_merge_bytes=1_000)
     # A deletion would wait for the writer, and not for room.
     plan = replace(plan, deletes=False, given_share=False)
     with Fleet(tmp_path, plan) as fleet:
         for dies in ("worker", "aggregator", "worker"):
             wait_for_progress(fleet, 3)
             (writer,) = fleet.of("aggregator")
+            # What waits already when the writer has too much parks; what comes then is refused.
+            for worker in fleet.of("worker"):
+                worker.pause()
+            wait(fleet, lambda: blocks_wait(fleet) >= 2, "blocks wait")
             writer.pause()
+            asyncio.run(fill_merge_queue(fleet))
+            for worker in fleet.of("worker"):
+                worker.resume()
             wait(fleet, lambda: any(fleet.redis.scan_iter("vf:parked:*")), "something is parked")
             fleet.of(dies)[0].kill()
             writer.resume()

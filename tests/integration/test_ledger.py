@@ -504,9 +504,9 @@ async def test_what_is_no_job_is_left_out(client, queues):
 
 async def test_a_job_that_was_cancelled_and_enqueued_again_has_one_holder(client, queues):
     await queues.enqueue(QUEUE, [job(1), job(2)])
-    await queues.cancel(["j-1"])
-    await queues.enqueue(QUEUE, [job(1)])
-    assert client.lrange(keys.queue_list(QUEUE), 0, -1) == [b"j-1", b"j-2", b"j-1"]
+    await queues.cancel(["j-2"])
+    await queues.enqueue(QUEUE, [job(2)])
+    assert client.lrange(keys.queue_list(QUEUE), 0, -1) == [b"j-1", b"j-2", b"j-2"]
     assert ids(ledger(client).claim([Ask(QUEUE, 9, 999)])) == ["j-1", "j-2"]
     assert client.zcard(keys.lease(QUEUE)) == 2
 
