@@ -29,7 +29,7 @@ from vecfleet.common.errors import (
 )
 from vecfleet.common.fleet_state import read_fleet_state
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async, read_lua
+from vecfleet.common.redis_client import read_lua
 from vecfleet.common.submission import Submissions
 from vecfleet.fleet.cli import run
 from vecfleet.worker import ledger as ledger_module
@@ -58,17 +58,8 @@ MERGED = codec.pack_call(payloads.MERGE, b"shard")
 
 
 @pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def fleet(client):
-    async with connect_async(client.url) as connection:
-        yield Fleet(client, connection)
+def fleet(client, asynchronous):
+    return Fleet(client, asynchronous)
 
 
 class Fleet:

@@ -9,8 +9,8 @@ from servers import eventually, wait_until
 
 from vecfleet.common import codec, keys
 from vecfleet.common.errors import QueueFull
-from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.queue_client import NewJob, Route
+from vecfleet.common.redis_client import connect
 from vecfleet.common.submission import Submissions
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.handlers import One
@@ -22,20 +22,6 @@ from vecfleet.worker.window import Window
 EVERYONE = keys.embed_queue("5pace", "bulk", keys.EVERY_TENANT)
 MERGE = keys.merge_queue("c0ffee")
 ACME = EVERYONE.of("acme")
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def queues(client):
-    async with connect_async(client.url) as connection:
-        yield QueueClient(connection)
 
 
 def jobs(count: int, name: str = "j") -> list[NewJob]:

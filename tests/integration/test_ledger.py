@@ -25,27 +25,13 @@ from vecfleet.common.queue_client import (
     QueueClient,
     Route,
 )
-from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.redis_client import connect_async
 from vecfleet.common.submission import Submissions
 from vecfleet.worker.job import Answer, Commit, Failure, HandOn, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 
 QUEUE = keys.embed_queue("5pace", "bulk")
 MERGE = keys.merge_queue("c0ffee")
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def queues(client):
-    async with connect_async(client.url) as connection:
-        yield QueueClient(connection)
 
 
 def job(number: int, tokens: int = 10, payload: object = None) -> NewJob:

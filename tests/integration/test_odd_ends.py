@@ -11,7 +11,6 @@ from vecfleet.common.admission import Admission
 from vecfleet.common.dead_letter import DeadLetter
 from vecfleet.common.errors import EngineFailed, JobFailed, QueueFull
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async
 from vecfleet.common.submission import Submissions
 from vecfleet.worker.job import Abandoned, Answer, Commit, Failure, Settlement
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
@@ -20,20 +19,6 @@ from vecfleet.worker.settler import Settler
 EMBED = keys.embed_queue("5pace", "interactive")
 MERGE = keys.merge_queue("c0ffee" * 5 + "00")
 DATA = codec.pack_call("vecfleet.embed", {"texts": ["a"]})
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def asynchronous(client):
-    async with connect_async(client.url) as connection:
-        yield connection
 
 
 def claim(ledger: Ledger, queue: keys.QueueName = EMBED) -> list:

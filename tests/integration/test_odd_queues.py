@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 
-import pytest
 from rq import Queue
 from servers import wait_until
 
 from vecfleet.common import codec, keys
-from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.queue_client import NewJob, Route
 from vecfleet.worker.job import Answer, Commit, HandOn, Settlement
 from vecfleet.worker.ledger import Ask, Ledger
 
@@ -20,20 +18,6 @@ MERGE = keys.merge_queue("c0ffee" * 5 + "00", "acme")
 
 def of(tenant: str) -> keys.QueueName:
     return EVERYONE.of(tenant)
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def queues(client):
-    async with connect_async(client.url) as connection:
-        yield QueueClient(connection)
 
 
 def jobs(name: str, count: int, tokens: int = 10) -> list[NewJob]:

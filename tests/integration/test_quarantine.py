@@ -20,7 +20,7 @@ from vecfleet.common.errors import (
 from vecfleet.common.hashing import text_key
 from vecfleet.common.payloads import computed_together
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.redis_client import connect_async
 from vecfleet.worker.job import Answer, ClaimedJob, Settlement
 from vecfleet.worker.ledger import KNOWN_TEXTS, MAX_CONDEMNED, Announcement, Ask, Ledger
 from vecfleet.worker.poison import PoisonTexts
@@ -29,14 +29,6 @@ from vecfleet.worker.window import Window
 
 QUEUE = keys.embed_queue("5pace", "bulk")
 FAST = keys.embed_queue("5pace", "interactive")
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
 
 
 async def enqueue(client, *names: str, queue=QUEUE, route=None):

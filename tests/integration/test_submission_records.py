@@ -11,7 +11,7 @@ from vecfleet.common.document import Block, Document
 from vecfleet.common.errors import QueueFull, UnknownSubmission
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.queue_client import NewJob, QueueClient, Route
-from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.redis_client import connect_async
 from vecfleet.common.submission import Submissions
 from vecfleet.gateway.config import GatewayLimits
 from vecfleet.gateway.feeder import Feeder
@@ -27,17 +27,8 @@ MANY, VERY_MANY = 20_001, 100_001
 
 
 @pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def book(client):
-    async with connect_async(client.url) as connection:
-        yield Submissions(connection, Admission(max_submissions=3))
+def book(asynchronous):
+    return Submissions(asynchronous, Admission(max_submissions=3))
 
 
 async def open_one(book, name, **more):

@@ -32,20 +32,6 @@ def of(tenant: str) -> keys.QueueName:
     return EVERYONE.of(tenant)
 
 
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        connection.url = server.url
-        yield connection
-
-
-@pytest.fixture
-async def queues(client):
-    async with connect_async(client.url) as connection:
-        yield QueueClient(connection)
-
-
 def jobs(tenant: str, count: int, tokens: int = 10, size: int = 0, first: int = 0) -> list[NewJob]:
     data = codec.pack_call("vecfleet.embed", {"blob": b"x" * size})
     return [NewJob(f"{tenant}-{n}", data, tokens, n, 1) for n in range(first, first + count)]

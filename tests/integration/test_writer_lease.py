@@ -9,16 +9,8 @@ from servers import wait_until
 
 from vecfleet.common import keys
 from vecfleet.common.errors import StaleWriter
-from vecfleet.common.redis_client import connect
 from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.writer_lease import WriterLease
-
-
-@pytest.fixture
-def client(redis_server_factory, each_redis_binary):
-    server = redis_server_factory(binary=each_redis_binary, append_only=False)
-    with connect(server.url) as connection:
-        yield connection
 
 
 def lease_of(client, holder: str) -> WriterLease:
