@@ -7,6 +7,8 @@ import logging
 import ssl
 from pathlib import Path
 
+from vecfleet.gateway.file_stamp import stamp_of
+
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
@@ -17,12 +19,12 @@ async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> 
 
     Files that cannot be used, such as a certificate whose key is not written yet, change nothing.
     """
-    stamp = _stamp(cert, key)
+    stamps = stamp_of(cert), stamp_of(key)
     fault = ""
     while True:
         await asyncio.sleep(LOOK_S)
-        seen = _stamp(cert, key)
-        if seen == stamp:
+        seen = stamp_of(cert), stamp_of(key)
+        if seen == stamps:
             continue
         try:
             # Apart at first: a context that fails half-way would be left with a pair that fits not.
@@ -33,18 +35,5 @@ async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> 
                 log.error("the TLS certificate stays as it was: %s", error)
             fault = str(error)  # it is tried again at each look until it is good
             continue
-        stamp, fault = seen, ""
+        stamps, fault = seen, ""
         log.info("the TLS certificate was read again")
-
-
-def _stamp(*paths: Path) -> list[tuple[int, int, int] | None]:
-    """What changes with the files; None for one that cannot be looked at."""
-    found: list[tuple[int, int, int] | None] = []
-    for path in paths:
-        try:
-            about = path.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((about.st_ino, about.st_size, about.st_mtime_ns))
-    return found

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from vecfleet.common.api_keys import ApiKey, KeySet, read_keys
 from vecfleet.common.errors import ConfigError
+from vecfleet.gateway.file_stamp import stamp_of
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # between two looks at the file: a revoked key is good for so long
 GONE_S = 10.0  # a file may be missing so long, while somebody puts another in its place
-
-_Stamp = tuple[int, int, int, int]
 
 
 class Keyring:
@@ -25,7 +24,7 @@ class Keyring:
         """Reads the file; raises ``ConfigError`` when it cannot be read."""
         self._path = path
         self._clock = clock
-        self._stamp = _stamp(path)
+        self._stamp = stamp_of(path)
         self._keys = read_keys(path)
         self._looked = clock()
         self._fault = ""
@@ -46,7 +45,7 @@ class Keyring:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp == self._stamp and not self._fault:
             return
         try:
@@ -79,12 +78,3 @@ def _is_gone(path: Path) -> bool:
     except OSError:
         return False  # who knows
     return False
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    """What changes with the file; None where it cannot be looked at."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -161,14 +161,11 @@ class _FleetCollector(Collector):
         paused = GaugeMetricFamily(
             "vecfleet_model_workers_paused", "Live workers that claim nothing", labels=("model",)
         )
-        by_name = {worker.name: worker.tokens_per_s for worker in self._state.workers}
         resting = {worker.name for worker in self._state.workers if worker.paused}
         for model in self._models:
             workers.add_metric((model.card.name,), len(model.workers))
             paused.add_metric((model.card.name,), len(resting.intersection(model.workers)))
-            rates.add_metric(
-                (model.card.name,), sum(by_name.get(name, 0.0) for name in model.workers)
-            )
+            rates.add_metric((model.card.name,), model.tokens_per_s)
         yield workers
         yield paused
         yield rates

@@ -102,7 +102,7 @@ class FakeFleet:
         self.known: dict[str, Collection] = {}
 
     async def models(self) -> list[ServedModel]:
-        return [ServedModel(card, self.workers, 1_700_000_000_000) for card in self.cards]
+        return [ServedModel(card, self.workers, 1_700_000_000_000, 1234.5) for card in self.cards]
 
     async def find_model(self, name: str | None, task: Task, *, live: bool = True) -> ModelCard:
         for card in self.cards:
