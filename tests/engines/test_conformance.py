@@ -100,6 +100,11 @@ async def waiting(engine: Engine, tokens: int) -> None:
             await asyncio.sleep(0.001)
 
 
+async def tokens_of(engine: Engine, texts: list[str]) -> int:
+    """How many tokens wait when all of these do."""
+    return int((await engine.embed(texts, priority=BULK)).tokens.sum())
+
+
 # -- every engine -------------------------------------------------------------------------------
 
 
@@ -198,12 +203,13 @@ async def test_a_prompt_comes_before_the_text(engine):
 
 @stepwise
 async def test_interactive_passes_bulk_that_waits(engine, gate):
+    queued = await tokens_of(engine, sentences(200)) + await tokens_of(engine, sentences(20))
     gate.shut()
     bulk = asyncio.create_task(engine.embed(sentences(200), priority=BULK))
     await gate.wait_for_step()
     query = asyncio.create_task(engine.embed(["a query"], priority=INTERACTIVE))
     large = asyncio.create_task(engine.embed(sentences(20), priority=INTERACTIVE))
-    await waiting(engine, 2 * STEP_TOKENS)
+    await waiting(engine, queued)
     gate.open()
     await asyncio.gather(bulk, query, large)
     order = [priority for priority, _ in gate.steps]
