@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import TypeVar
 
 from vecfleet.common import keys
 from vecfleet.worker.job import ClaimedJob
@@ -16,6 +18,23 @@ from vecfleet.worker.window import Window
 _BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
 _ROOM_WAIT_S = 0.5
 _AWAY_S = 0.2
+_T = TypeVar("_T")
+
+
+def by_turns(names: Sequence[keys.QueueName], turn: int) -> list[keys.QueueName]:
+    """The tenants by turns, and within a tenant its queues: many collections win no larger share."""
+    of_tenant: dict[str, list[keys.QueueName]] = {}
+    for name in names:
+        of_tenant.setdefault(name.tenant, []).append(name)
+    round_number = turn // max(1, len(of_tenant))
+    tenants = [_rotated(queues, round_number) for queues in of_tenant.values()]
+    rows = zip_longest(*_rotated(tenants, turn))
+    return [name for row in rows for name in row if name is not None]
+
+
+def _rotated(items: list[_T], by: int) -> list[_T]:
+    at = by % max(1, len(items))
+    return items[at:] + items[:at]
 
 
 class EngineGate:
@@ -111,8 +130,8 @@ class Claimer:
             for name in self._queues()
             if name.lane == self._lane and now >= self._rests_until.get(name, 0.0)
         ]
-        self._turn = self._turn + 1 if self._turn < len(mine) - 1 else 0
-        return mine[self._turn :] + mine[: self._turn]
+        self._turn += 1
+        return by_turns(mine, self._turn)
 
     def _claim(self, mine: Sequence[keys.QueueName]) -> list[ClaimedJob]:
         room = self._window.room()
