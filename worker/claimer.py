@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def by_turns(names: Sequence[keys.QueueName], turn: int) -> list[keys.QueueName]:
-    """The tenants by turns, and within a tenant its queues: many collections win no larger share."""
+    """The tenants by turns, and a tenant's queues by turns: many of them win no larger share."""
     of_tenant: dict[str, list[keys.QueueName]] = {}
     for name in names:
         of_tenant.setdefault(name.tenant, []).append(name)
