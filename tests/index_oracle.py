@@ -13,8 +13,8 @@ import numpy as np
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.index_policy import Thresholds
 from vecfleet.worker.partition import PartitionWriter
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.partition_state import PartitionSpec
-from vecfleet.worker.search_index import PartitionReader
 from vecfleet.worker.shard import Shard, build_shard
 
 DIMENSION = 16
@@ -104,8 +104,9 @@ def check_reader(reader: PartitionReader, oracle: Oracle) -> None:
     ids = sorted(oracle.latest)
     if not ids:
         return
-    found = reader.get(ids)
-    assert {d: f.version for d, f in zip(ids, found, strict=True) if f} == living
+    found = [(ids[place], document) for place, document in reader.read(ids)]
+    assert {d: document.version for d, document in found} == living
+    assert all(d == document.id for d, document in found)
     present, vectors = reader.vectors(id_keys(ids))
     for document, here, vector in zip(ids, present, vectors, strict=True):
         assert here == (document in living)
@@ -119,9 +120,10 @@ def check_reader(reader: PartitionReader, oracle: Oracle) -> None:
     sample = sorted(living)[:: max(1, len(living) // 20)]
     if sample:
         queries = np.array([vector_of(d, living[d]) for d in sample])
-        for document, hits in zip(sample, reader.exact(queries, 1), strict=True):
-            assert hits[0].id == document
-            assert hits[0].score > 0.999
+        for document, hits in zip(sample, reader.search(queries, 1, exact=True), strict=True):
+            (hit,) = hits
+            assert hit.id == document
+            assert hit.score > 0.999
 
 
 def check_liveness(reader: PartitionReader) -> None:

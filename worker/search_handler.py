@@ -28,7 +28,8 @@ from vecfleet.common.errors import (
 from vecfleet.common.hashing import CONTENT_KEY_BYTES, ID_KEY_BYTES
 from vecfleet.common.limits import MAX_REPLY_BYTES, MAX_TOP_K
 from vecfleet.worker.job import Answer, ClaimedJob, Failure, Outcome, Release
-from vecfleet.worker.search_index import Hit, PartitionReader, StoredDocument
+from vecfleet.worker.partition_reader import PartitionReader
+from vecfleet.worker.search_report import Hit, StoredDocument
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class SearchHandler:
                     outcomes[job.id] = Failure(error)
             if queries:
                 rows = np.concatenate(list(queries.values()))
-                found = reader.look(rows, top_k, threshold, exact=exact)
+                found = reader.search(rows, top_k, threshold, exact=exact)
         except VecfleetError as error:
             return [Failure(error) for _ in jobs]
         at = 0

@@ -22,7 +22,7 @@ from vecfleet.producer.sync_producer import Producer
 from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.digest import id_keys
 from vecfleet.worker.fake_engine import fake_vector
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.shard import MAGIC, Shard
 
 _SEARCHED = 150

@@ -8,6 +8,7 @@ commits stand in SQLite's log alone.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from vecfleet.worker import segment
 from vecfleet.worker.catalog import Catalog
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.index_policy import Thresholds
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.partition_state import PartitionSpec
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.search_report import Hit
 
 INDEXED = Thresholds(exact_work=60 * DIMENSION, large_work=50 * DIMENSION)
 GRAPHED = Thresholds(1, 50 * DIMENSION, articles_ivf_rows=1, articles_hnsw_rows=2)
@@ -72,8 +74,10 @@ def see(directory: Path, thresholds: Thresholds, ids: list[str]) -> Seen:
     try:
         stats = reader.stats()
         stored = _read(reader)
-        got = reader.get(ids)
-        assert {d.id for d in got if d is not None} == set(stored) & set(ids)
+        got = {ids[place]: document for place, document in reader.read(ids)}
+        assert {d: document.id for d, document in got.items()} == {
+            d: d for d in set(stored) & set(ids)
+        }
         nothing = (0, "", None, b"")
         texts = [stored.get(d, nothing)[1] for d in ids]
         metadata = [stored.get(d, nothing)[2] for d in ids]
@@ -81,7 +85,7 @@ def see(directory: Path, thresholds: Thresholds, ids: list[str]) -> Seen:
         return Seen(
             stored,
             _hits(reader.search(QUERIES, TOP_K)) + _hits(reader.search(QUERIES, 1)),
-            _hits(reader.exact(QUERIES, TOP_K)),
+            _hits(reader.search(QUERIES, TOP_K, exact=True)),
             tuple(unchanged.tolist()),
             stats.indexed_documents,
             stats.quarantined,
@@ -98,7 +102,7 @@ def _read(reader: PartitionReader) -> Documents:
     return {d.id: (d.version, d.text, d.metadata, by_id[d.id]) for d in stored.values()}
 
 
-def _hits(found: list[list[Any]]) -> tuple[Any, ...]:
+def _hits(found: list[Iterator[Hit]]) -> tuple[Any, ...]:
     return tuple((h.id, round(h.score, 5), h.text, h.metadata) for row in found for h in row)
 
 

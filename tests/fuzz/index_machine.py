@@ -22,7 +22,7 @@ from index_oracle import SPEC, Oracle, check_reader, shard_bytes
 
 from vecfleet.common.errors import StaleWriter
 from vecfleet.worker.partition import PartitionWriter
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.shard import Shard
 
 POINTS = ("written", "synced", "renamed", "before commit", "committed")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vecfleet.common.errors import CorruptSegment
 from vecfleet.worker.digest import content_keys, id_keys
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.segment import Segment
 
 EXAMPLES = 60
@@ -30,11 +30,12 @@ def serve(directory, thresholds):
     try:
         stored = list(reader.documents())
         reader.vectors(id_keys([document.id for document in stored]))
-        reader.get(all_ids())
+        list(reader.read(all_ids()))
         nothing = content_keys(["" for _ in all_ids()], [None for _ in all_ids()])
         reader.unchanged(id_keys(all_ids()), nothing)
-        reader.search(QUERIES, TOP_K)
-        reader.exact(QUERIES, TOP_K)
+        for exact in (False, True):
+            for hits in reader.search(QUERIES, TOP_K, exact=exact):
+                list(hits)
         return [(document.id, document.version, document.text) for document in stored]
     finally:
         reader.close()

@@ -17,8 +17,8 @@ from index_oracle import SPEC, Oracle, check_reader, open_writer, settle, shard
 
 from vecfleet.worker.digest import shard_key
 from vecfleet.worker.manifest import Manifest
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.partition_state import Change
-from vecfleet.worker.search_index import PartitionReader
 
 RUN = Path(__file__).with_name("crash_run.py")
 sys.path.insert(0, str(RUN.parent))

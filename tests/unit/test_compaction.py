@@ -9,8 +9,8 @@ from index_oracle import Oracle, check_liveness, check_reader, open_writer, sett
 
 from vecfleet.worker.compaction import FAN_IN, Weight, choose, merged
 from vecfleet.worker.page import pack_pages, read_page
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.rows import gather_ranges
-from vecfleet.worker.search_index import PartitionReader
 from vecfleet.worker.segment import Segment, write_segment
 
 
@@ -242,7 +242,7 @@ def test_a_file_that_vanishes_between_manifest_and_map_is_no_fault(writer, tmp_p
             assert settle(writer) == []  # merges, and removes the file that is about to be mapped
         return real(path, **kwargs)
 
-    monkeypatch.setattr("vecfleet.worker.search_index.Segment.open", racing)
+    monkeypatch.setattr("vecfleet.worker.segment.Segment.open", racing)
     reader.refresh()
     assert turns
     assert reader.stats().quarantined == ()

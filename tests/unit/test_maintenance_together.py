@@ -10,7 +10,7 @@ from index_oracle import Oracle, check_reader, open_writer, settle, shard
 from vecfleet.worker.compaction import FAN_IN
 from vecfleet.worker.maintenance import Result
 from vecfleet.worker.maintenance_child import MaintenanceChild
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.partition_reader import PartitionReader
 
 
 def test_files_of_a_job_that_ended_with_another_are_kept(tmp_path: Path) -> None:

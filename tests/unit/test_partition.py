@@ -16,7 +16,7 @@ from index_oracle import (
 
 from vecfleet.common.errors import InvalidVector, SpaceMismatch, StaleWriter, Unavailable
 from vecfleet.worker.partition import QUARANTINE
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.partition_reader import PartitionReader
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.exact_scan import scan, widen
 from vecfleet.worker.index_policy import Thresholds
 from vecfleet.worker.liveness import Liveness
+from vecfleet.worker.partition_reader import PartitionReader
 from vecfleet.worker.partition_state import PartitionSpec
-from vecfleet.worker.search_index import PartitionReader
+from vecfleet.worker.search_report import StoredDocument
 from vecfleet.worker.segment import Segment, joined, write_segment
 from vecfleet.worker.shard import Shard, build_shard
 from vecfleet.worker.signs import code_bytes, sign_codes
@@ -46,6 +47,10 @@ def fill(writer, vectors: np.ndarray, prefix: str = "d", version: int = 1) -> No
             versions=version,
         )
         writer.apply([Shard.parse(data)])
+
+
+def read(reader: PartitionReader, document: str) -> StoredDocument | None:
+    return next((found for _, found in reader.read([document])), None)
 
 
 def test_widening_is_exact_for_every_half_a_vector_can_hold():
@@ -95,27 +100,26 @@ def test_the_scan_does_not_copy_or_change_the_file(tmp_path):
 def test_hits_carry_text_and_metadata_and_obey_the_threshold(writer, tmp_path):
     writer.apply([shard("s", [("a", 3), ("b", 1)])])
     reader = PartitionReader.open(tmp_path)
-    hits = reader.search(vector_of("a", 3)[None] * 7, 5)[0]
+    hits = list(reader.search(vector_of("a", 3)[None] * 7, 5)[0])
     assert [h.id for h in hits] == ["a", "b"]
     assert hits[0].score == pytest.approx(1.0, abs=1e-3)
     assert hits[0].text.startswith("a as of 3")
     assert hits[0].metadata == b'{"version":3}'
     assert [h.id for h in reader.search(vector_of("a", 3)[None], 5, 0.99)[0]] == ["a"]
-    assert reader.search(vector_of("a", 3)[None], 1, with_text=False)[0][0].text == ""
     reader.close()
 
 
 def test_a_write_is_visible_after_refresh_and_not_before(writer, tmp_path):
     reader = PartitionReader.open(tmp_path)
-    assert reader.search(vector_of("a", 1)[None], 5) == [[]]
+    assert [list(hits) for hits in reader.search(vector_of("a", 1)[None], 5)] == [[]]
     writer.apply([shard("s", [("a", 1)])])
-    assert reader.get(["a"]) == [None]
+    assert read(reader, "a") is None
     assert reader.refresh()
-    assert reader.get(["a"])[0].version == 1
+    assert read(reader, "a").version == 1
     assert not reader.refresh()
     writer.apply([shard("t", [], [("a", 2)])])
     reader.refresh()
-    assert reader.get(["a"]) == [None]
+    assert read(reader, "a") is None
     reader.close()
 
 
@@ -152,8 +156,8 @@ def test_there_is_nothing_to_open_before_a_writer_came(tmp_path):
 
 
 def agreement(reader: PartitionReader, queries: np.ndarray, k: int = 10) -> float:
-    exact = reader.exact(queries, k)
-    found = reader.search(queries, k, with_text=False)
+    exact = reader.search(queries, k, exact=True)
+    found = reader.search(queries, k)
     pairs = zip(exact, found, strict=True)
     shared = sum(len({h.id for h in a} & {h.id for h in b}) for a, b in pairs)
     return shared / (k * len(queries))
