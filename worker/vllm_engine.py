@@ -181,19 +181,6 @@ class VllmEngine(TextEngine):
         chunk: int,
     ) -> None:
         """Compute a call's texts: tokenise a chunk, let it wait, and tokenise the next."""
-        try:
-            await self._ask_all(core, call, texts, encode, chunk)
-        finally:
-            self._counters.forget(sum(text.length for text in call.texts if not text.done))
-
-    async def _ask_all(
-        self,
-        core: VllmCore,
-        call: _Call,
-        texts: Sequence[T],
-        encode: Encode[T, Tokens],
-        chunk: int,
-    ) -> None:
         asked: list[tuple[_Text, Asked]] = []
         try:
             for start in range(0, len(texts), chunk):
@@ -206,6 +193,8 @@ class VllmEngine(TextEngine):
         except BaseException:
             await core.forget(self._forget(call, asked))
             raise
+        finally:
+            self._counters.forget(sum(text.length for text in call.texts if not text.done))
 
     async def _encode(
         self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens]
