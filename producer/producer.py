@@ -6,20 +6,18 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vecfleet.common import keys, limits
 from vecfleet.common.admission import Admission
-from vecfleet.common.block_job import block_job_id
 from vecfleet.common.collection import Collection
 from vecfleet.common.dead_entry import DeadEntry
 from vecfleet.common.dead_letter import DeadPage
 from vecfleet.common.dead_walk import DeadFilter, parse_since
-from vecfleet.common.document import check_document_id, check_text, check_texts, naming_texts
-from vecfleet.common.errors import InvalidInput, ReplyTooLarge, VecfleetError
+from vecfleet.common.document import check_text, check_texts, naming_texts
+from vecfleet.common.errors import InvalidInput, ReplyTooLarge
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient
 from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
@@ -28,6 +26,7 @@ from vecfleet.common.submission import id_of_name
 from vecfleet.common.vectors import as_numbers, parse_vector
 from vecfleet.producer.asking import find, fleet_status, query_vector, reranked
 from vecfleet.producer.cutting import Cutter, Item
+from vecfleet.producer.deleting import delete
 from vecfleet.producer.found import FleetStatus, Found
 from vecfleet.producer.items import Rejected
 from vecfleet.producer.journal import Journal
@@ -69,6 +68,7 @@ class AsyncProducer:
             connect_async(redis_url), admission=admission, timeout_s=timeout_s
         )
         self._tenant = tenant
+        self._timeout_s = timeout_s
         self._journal_dir = None if journal_dir is None else Path(journal_dir)
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -192,28 +192,7 @@ class AsyncProducer:
         if (version is None) is (target.spec.versions == "given"):
             wanted = "wants" if version is None else "assigns versions itself and takes no"
             raise InvalidInput(f"this collection {wanted} version", field="version")
-        for document_id in ids:
-            check_document_id(document_id)
-        name = new_id()
-        await fleet.submissions.open(
-            name, tenant=self._tenant, collection=target.name, uid=target.uid, once=True
-        )
-        size = limits.BLOCK_DOCUMENTS
-        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-        for place, part in enumerate(parts):
-            job_id = block_job_id(name, place)
-            reply = fleet.box.expect(job_id)
-            try:
-                await fleet.enqueue_delete(
-                    target, part, submission=name, place=place, version=version, answered=True
-                )
-            except VecfleetError:
-                fleet.box.forget(job_id)
-                with suppress(VecfleetError):
-                    await fleet.submissions.close(name, blocks=place, documents=place * size)
-                raise
-            await fleet.box.wait(job_id, reply, DEFAULT_TIMEOUT_S)
-        await fleet.submissions.close(name, blocks=len(parts), documents=len(ids))
+        await delete(fleet, target, ids, version, self._timeout_s)
         return len(ids)
 
     async def create_collection(
