@@ -12,6 +12,7 @@ import pytest
 from engines.passages import passages
 from servers import Process, process_exists, start_role, wait_until
 
+from vecfleet.common.redis_client import connect
 from vecfleet.producer import AsyncProducer
 
 pytestmark = pytest.mark.timeout(600)
@@ -121,6 +122,31 @@ async def test_a_worker_whose_vllm_hangs_ends_and_takes_it_along(fleet):
         await asyncio.gather(asking, return_exceptions=True)
     assert "the engine has done no step for" in worker.output
     await asyncio.to_thread(all_ended, pids)
+
+
+async def test_a_worker_whose_vllm_died_claims_nothing_and_ends_where_it_does_not_come_back(fleet):
+    worker = fleet.start_worker(VECFLEET_MAX_STEP_S="10")  # a start may take five times as long
+    old = set(engine_pids(worker))
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    new = wait_until(lambda: set(engine_pids(worker)) - old, START_S, "another process of vLLM")
+    for pid in new:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with connect(fleet.url) as client:
+            (name,) = client.keys("vf:worker:worker-*")
+            wait_until(lambda: client.hget(name, "state") == b"loading", what="its state")
+            async with AsyncProducer(fleet.url) as producer:
+                asking = asyncio.create_task(producer.embed(["is anybody there?"]))
+                assert await asyncio.to_thread(worker.wait, 120) == 1
+                assert client.keys("vf:lease:*") == []
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+        assert "the engine has been starting anew for" in worker.output
+    finally:
+        for pid in new:
+            if process_exists(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def workers_of(pool: Process) -> list[int]:
