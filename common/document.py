@@ -10,8 +10,8 @@ from typing import Any
 from vecfleet.common import limits
 from vecfleet.common.errors import (
     EmptyText,
+    EngineFailed,
     InvalidInput,
-    PoisonText,
     TextsTooLong,
     TextTooLong,
     TooManyItems,
@@ -97,7 +97,7 @@ def naming_texts(field_name: str, *, alone: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (TextsTooLong, PoisonText) as error:
+    except (TextsTooLong, EngineFailed) as error:
         raise error.named(field_name, alone=alone) from error
 
 

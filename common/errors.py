@@ -32,7 +32,7 @@ VecfleetError
 ├── DeadlineExceeded            504  deadline_exceeded
 ├── JobCancelled                409  job_cancelled
 ├── JobFailed                   500  job_failed
-│   └── EngineFailed            500  engine_failed           (carries indices)
+│   └── EngineFailed            422  engine_failed           (carries indices)
 │       └── PoisonText          422  poison_text             (carries indices)
 ├── CorruptData                 500  corrupt_data
 │   ├── CorruptPayload          400  corrupt_payload
@@ -280,7 +280,7 @@ class EngineBroken(Unavailable):
 
 
 class EngineDied(Unavailable):
-    """The engine's process died while it computed this; it is started anew."""
+    """The engine died, or broke for good, while it computed this; try again later."""
 
     code = "engine_died"
 
@@ -319,39 +319,38 @@ class JobFailed(VecfleetError):
 
 
 class EngineFailed(JobFailed):
-    """The engine failed on this input."""
+    """The model cannot compute this text, though it computes others."""
 
     code = "engine_failed"
+    http_status = 422  # another try, as many clients make after a 500, would fail as well
 
     def __init__(self, message: str = "", *, indices: Sequence[int] = (), **kwargs: Any) -> None:
         """``indices`` are the places in the call of the texts it failed on; none: all of them."""
         super().__init__(message, **kwargs)
         self.indices = tuple(indices)
 
-
-class PoisonText(EngineFailed):
-    """The worker died each time that it computed this text; it is not tried again."""
-
-    code = "poison_text"
-    http_status = 422  # a client that tried it again, as many do after a 500, would kill more
-
     def to_wire(self) -> dict[str, Any]:
         """With ``indices``, where there are any."""
         wire = super().to_wire()
         return {**wire, "indices": list(self.indices)} if self.indices else wire
 
-    def moved(self, by: int) -> PoisonText:
+    def moved(self, by: int) -> EngineFailed:
         """The error of a call whose texts stand ``by`` places further on."""
         places = [by + place for place in self.indices]
-        return PoisonText(self.message, indices=places, field=self.field)
+        return type(self)(self.message, indices=places, field=self.field)
 
-    def named(self, field: str, *, alone: bool = False) -> PoisonText:
+    def named(self, field: str, *, alone: bool = False) -> EngineFailed:
         """The error for who gave the texts as the list ``field``, or as ``field`` itself."""
         if self.field is not None or not self.indices:
             return self
         first = field if alone else f"{field}[{self.indices[0]}]"
-        message = f"the worker died each time that it computed {first}; it is not tried again"
-        return PoisonText(message, indices=self.indices, field=first)
+        return type(self)(f"{first}: {self.message}", indices=self.indices, field=first)
+
+
+class PoisonText(EngineFailed):
+    """The worker died each time that it computed this text; it is not tried again."""
+
+    code = "poison_text"
 
 
 class CorruptData(VecfleetError):
@@ -418,6 +417,6 @@ def from_wire(wire: dict[str, Any]) -> VecfleetError:
         field=wire.get("field"),
         retry_after_s=None if retry_after is None else float(retry_after),
     )
-    if isinstance(error, TextsTooLong | PoisonText):
+    if isinstance(error, TextsTooLong | EngineFailed):
         error.indices = tuple(wire.get("indices", ()))
     return error

@@ -11,7 +11,7 @@ from typing import Any
 
 from vecfleet.common import codec, keys, limits
 from vecfleet.common.directory import Directory
-from vecfleet.common.errors import PoisonText, QueueFull, TextsTooLong, VecfleetError
+from vecfleet.common.errors import EngineFailed, QueueFull, TextsTooLong, VecfleetError
 from vecfleet.common.names import new_id
 from vecfleet.common.queue_client import Admitted, NewJob, QueueClient, Route
 from vecfleet.common.reply_box import ReplyBox
@@ -132,7 +132,7 @@ class RoundTrips:
         try:
             body: dict[str, Any] = await self._box.wait(job.id, future, timeout_s)
             return body
-        except (TextsTooLong, PoisonText) as error:
+        except (TextsTooLong, EngineFailed) as error:
             raise error.moved(call.first) from error
 
     def _forget(self, jobs: Sequence[NewJob], futures: Sequence[asyncio.Future[Any]]) -> None:

@@ -23,10 +23,10 @@ from vecfleet.common import keys
 from vecfleet.common.errors import (
     EngineBroken,
     EngineDied,
-    EngineFailed,
     EngineStarting,
     InvalidInput,
     JobCancelled,
+    JobFailed,
     RedisUnavailable,
     VecfleetError,
 )
@@ -370,4 +370,4 @@ def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
     if isinstance(error, TimeoutError):
         return JobCancelled(f"the job ran longer than {job.timeout_s:g} s")
     log.error("job %s of %s failed", job.id, job.queue, exc_info=error)
-    return EngineFailed(f"{type(error).__name__}: {error}")
+    return JobFailed(f"{type(error).__name__}: {error}")

@@ -54,7 +54,8 @@ def failure_of(failures: Mapping[int, Exception]) -> EngineFailed | None:
         return None
     indices = sorted(failures)
     first = said(failures[indices[0]])
-    return EngineFailed(f"the model failed on {len(indices)} texts: {first}", indices=indices)
+    which = "this text" if len(indices) == 1 else f"{len(indices)} texts"
+    return EngineFailed(f"the model cannot compute {which}: {first}", indices=indices)
 
 
 def said(error: Exception) -> str:

@@ -16,7 +16,6 @@ from vecfleet.common import codec, payloads
 from vecfleet.common.document import check_document_id, check_repeated, check_text
 from vecfleet.common.errors import (
     CorruptPayload,
-    EngineBroken,
     EngineFailed,
     InvalidInput,
     PoisonText,
@@ -36,7 +35,6 @@ from vecfleet.worker.matryoshka import shortened
 from vecfleet.worker.quarantine import Quarantine, raise_errors, verdict
 from vecfleet.worker.shard import build_shard
 
-_PROBE = "Is anybody there?"
 _PROMPTS = ("prompt", "prompt_name", "instruction")
 
 
@@ -175,9 +173,6 @@ class EmbedHandler:
         told = await self._one_by_one(job, block.texts, embed)
         errors = {i: e for i, e in enumerate(told) if isinstance(e, VecfleetError)}
         good = [found for found in told if isinstance(found, Embeddings)]
-        failed = [error for error in errors.values() if not isinstance(error, PoisonText)]
-        if not good and failed and isinstance(failed[0], EngineFailed):
-            await self._probe(failed[0])
         refused = [Refused(i, block.ids[i], _alone(error)) for i, error in errors.items()]
         if not good:
             return None, refused
@@ -215,19 +210,10 @@ class EmbedHandler:
                 places = getattr(error, "indices", ())
                 if not places:
                     raise
-                if len(places) == len(left) and isinstance(error, EngineFailed):
-                    await self._probe(error)
                 bad = {left[i] for i in places}
                 refused += [Refused(i, block.ids[i], _alone(error)) for i in sorted(bad)]
                 left = [i for i in left if i not in bad]
         return None, refused
-
-    async def _probe(self, failure: EngineFailed) -> None:
-        """Raise ``EngineBroken`` when the engine fails on any text, not only on these."""
-        try:
-            await self._engine.embed([_PROBE], priority=Priority.BULK)
-        except EngineFailed:
-            raise EngineBroken(f"the engine fails on every text: {failure}") from failure
 
     def _pack(self, job_id: str, block: _Block, embeddings: Embeddings) -> bytes:
         with self._packing.doing():

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -24,6 +25,7 @@ from vecfleet.worker.step_loop import StepLoop
 POISON = "[[poison]]"  # a step that holds such a text fails
 ABORT = "[[abort]]"  # a step that holds such a text kills the process
 HANG = "[[hang]]"  # a step that holds such a text never ends
+BREAK = "[[break]]"  # a step that holds such a text fails, and all steps after it
 NAN = "[[nan]]"  # the row of such a text is NaN
 NO_MEMORY = "[[no-memory]]"  # a step of several texts that holds such a text is out of memory
 
@@ -62,9 +64,10 @@ class FakeSettings:
 class _FakeRunner:
     """Rows of ``fake_vector`` for payloads (text,), of ``fake_score`` for (query, document)."""
 
-    def __init__(self, settings: FakeSettings, width: int) -> None:
+    def __init__(self, settings: FakeSettings, width: int, broken: threading.Event) -> None:
         self.width = width
         self._settings = settings
+        self._broken = broken
 
     def make_batcher(self) -> Batcher[Any, tuple[str, ...]]:
         return Batcher(self._settings.step_tokens)
@@ -78,6 +81,10 @@ class _FakeRunner:
                 os.abort()
             if any(HANG in text for text in payload):
                 threading.Event().wait()
+            if any(BREAK in text for text in payload):
+                self._broken.set()
+            if self._broken.is_set():
+                raise RuntimeError("broken for good")
             if any(POISON in text for text in payload):
                 raise RuntimeError("poison")
             if len(payloads) > 1 and any(NO_MEMORY in text for text in payload):
@@ -106,6 +113,7 @@ class FakeEngine:
     def __init__(self, settings: FakeSettings) -> None:
         self.device = "cpu"
         self._settings = settings
+        self._broken = threading.Event()
         self._embedder = StepLoop[tuple[str, ...]]("fake", on_step=settings.on_step)
         self._scorer = StepLoop[tuple[str, ...]]("fake-scores", on_step=settings.on_step)
         prompts = {"document": settings.document_prompt} if settings.document_prompt else {}
@@ -129,8 +137,8 @@ class FakeEngine:
     async def load(cls, settings: FakeSettings | None = None) -> FakeEngine:
         """Start the engine."""
         engine = cls(settings or FakeSettings())
-        await engine._embedder.start(lambda: _FakeRunner(engine._settings, engine.card.dimension))
-        await engine._scorer.start(lambda: _FakeRunner(engine._settings, 1))
+        for loop, width in ((engine._embedder, engine.card.dimension), (engine._scorer, 1)):
+            await loop.start(partial(_FakeRunner, engine._settings, width, engine._broken))
         return engine
 
     @property

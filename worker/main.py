@@ -21,6 +21,7 @@ from vecfleet.worker.handlers import Handlers, Many, One
 from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
 from vecfleet.worker.progress import ProgressWatch
+from vecfleet.worker.proven_engine import ProvenEngine
 from vecfleet.worker.quarantine import Quarantine
 from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.resources import MachineGauge, ResourceWatch
@@ -64,7 +65,7 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
         max_merge_bytes=config.max_merge_bytes,
         max_unmerged_bytes=config.max_unmerged_bytes,
     )
-    engine = await load(config.engine)
+    engine = ProvenEngine(await load(config.engine))
     try:
         return await _serve(engine, ledger, config, ends, on_event)
     finally:

@@ -30,13 +30,12 @@ from vecfleet.worker.engine_counters import EngineCounters
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.fair_clock import FairClock
 from vecfleet.worker.model_files import ModelFiles
+from vecfleet.worker.proven_engine import PROBE
 from vecfleet.worker.text_engine import TextEngine
 from vecfleet.worker.tokenizer import TextTokenizer, Tokens, load_tokenizer
 from vecfleet.worker.vllm_core import Asked, CoreDiedError, TextRefusedError, VllmCore
 from vecfleet.worker.vllm_keeper import VllmKeeper
 from vecfleet.worker.vllm_requests import number_of, request_name
-
-_PROBE = "Is anybody there?"
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +272,7 @@ class VllmEngine(TextEngine):
 
     async def _prove(self, core: VllmCore) -> None:
         """Compute a text that no caller sent."""
-        (probe,) = self._tokenizer.texts([_PROBE], truncate=True)
+        (probe,) = self._tokenizer.texts([PROBE], truncate=True)
         self._serial += 1
         name = request_name(Priority.INTERACTIVE, 0, self._serial)
         await core.result(await core.ask(name, probe.payload, 0))

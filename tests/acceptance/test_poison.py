@@ -16,12 +16,12 @@ from vecfleet.common.document import cut_blocks, parse_document
 from vecfleet.common.errors import DeadlineExceeded, PoisonText, Unavailable
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient
 from vecfleet.common.redis_client import connect_async
-from vecfleet.worker.fake_engine import ABORT, HANG
+from vecfleet.worker.fake_engine import ABORT, BREAK, HANG
 
 ROLE = Path(__file__).parent.parent / "odd_role.py"
 LEASE_S = 1.0
 KILLED = -signal.SIGABRT
-HUNG = 1  # the exit code of a worker whose engine hung
+ENDED = 1  # the exit code of a worker whose engine hung or broke
 MAX_STEP_S = 4.0
 
 
@@ -54,7 +54,7 @@ class Ward:
     async def _keep(self, process: Process, step_s: float) -> None:
         while True:
             code = await asyncio.to_thread(process.wait, 300)
-            if code not in (KILLED, HUNG):
+            if code not in (KILLED, ENDED):
                 return
             self.deaths += 1
             process = self.start("worker", step_s)
@@ -147,6 +147,23 @@ async def test_a_text_on_which_the_engine_hangs_is_found_like_one_that_kills(war
         for output in (process.output for process in ended):
             assert "the engine has done no step for" in output
             assert "in _try" in output  # where each thread stood
+
+
+async def test_a_text_that_breaks_the_engine_for_good_is_found_like_one_that_kills(ward):
+    async with ward() as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        blocks = [rows("a", 30), rows("b", 40, poison=(17,), marker=BREAK), rows("c", 30)]
+        await submit(client, collection, "s", blocks)
+        with pytest.raises(PoisonText) as raised:
+            await client.embed(["fine", f"a {BREAK} query"])
+        assert raised.value.indices == (1,)
+        state = await done(client, "s")
+        assert (state.committed, state.failed) == (99, 1)
+        assert [(e["id"], e["code"]) for e in state.errors] == [("b/17", "poison_text")]
+        assert 3 <= fleet.deaths <= 6
+        ended = [process for process in fleet.processes if not process.running()]
+        assert len(ended) == fleet.deaths
+        assert all("the engine fails on every text" in process.output for process in ended)
 
 
 async def test_many_poisons_and_two_workers_bury_nobody_else(ward):

@@ -14,8 +14,8 @@ from chaos.http_client import POLL_S, GatewayClient
 from chaos.story import Operation, cured_text_of, digest
 
 _NEIGHBOURS = 12
-_KINDS = {"raise": 5, "nan": 3, "memory": 3, "abort": 4, "hang": 1}
-_FIRST = ("raise", "abort", "hang")  # of the first calls, that all runs have them
+_KINDS = {"raise": 5, "nan": 3, "memory": 3, "abort": 4, "hang": 1, "break": 2}
+_FIRST = ("raise", "abort", "hang", "break")  # of the first calls, that all runs have them
 _FATES = {"stays": 4, "again": 1, "cured": 3, "dropped": 2}
 
 

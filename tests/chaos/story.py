@@ -10,14 +10,21 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from vecfleet.worker.fake_engine import ABORT, HANG, NAN, NO_MEMORY, POISON
+from vecfleet.worker.fake_engine import ABORT, BREAK, HANG, NAN, NO_MEMORY, POISON
 
 POOL = 300  # ids of a client: small enough that most operations replace something
 MOST_DOCUMENTS = 40
 _DELETES = 0.08
-DEADLY = (POISON, ABORT, HANG, NAN)
+DEADLY = (POISON, ABORT, HANG, BREAK, NAN)
 """What a text holds that the fake engine cannot do, or dies of. Nothing else may be buried."""
-MARKS = {"raise": POISON, "abort": ABORT, "hang": HANG, "nan": NAN, "memory": NO_MEMORY}
+MARKS = {
+    "raise": POISON,
+    "abort": ABORT,
+    "hang": HANG,
+    "break": BREAK,
+    "nan": NAN,
+    "memory": NO_MEMORY,
+}
 """What stands in all texts of an id that ends with "!" and such a word."""
 _WORDS = ("red", "green", "blue", "river", "stone", "cloud", "lamp", "tree", "wind", "salt", "iron")
 

@@ -54,7 +54,7 @@ def test_what_was_dropped_counts_as_gone(tmp_path):
     assert (call.documents, call.dropped, call.is_delete) == (2, 1, False)
 
 
-@pytest.mark.parametrize("kind", ["raise", "abort", "hang", "nan"])
+@pytest.mark.parametrize("kind", ["raise", "abort", "hang", "break", "nan"])
 def test_a_text_that_may_die_is_known_by_its_id(kind):
     id = f"client:1!{kind}"
     assert may_die(text_of(id, 3))

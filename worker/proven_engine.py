@@ -1,0 +1,107 @@
+"""Tells an engine that is broken from texts that it cannot compute."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from vecfleet.common.errors import EngineBroken, EngineDied, EngineFailed
+from vecfleet.common.model import ModelCard
+from vecfleet.worker.engine import Embeddings, Engine, EngineStats, Priority, Scores
+
+log = logging.getLogger(__name__)
+
+PROBE = "Is anybody there?"
+_Result = TypeVar("_Result")
+
+
+class ProvenEngine:
+    """An ``Engine`` of which each failure is doubted: does it still compute a text of our own?
+
+    If it does, the texts are at fault. If not, as after an error of the GPU that lasts, the engine
+    is as good as dead, perhaps of one of the texts that it held: their calls end with
+    ``EngineDied``, whose jobs become suspects. From then on the state is "broken", and calls raise
+    ``EngineBroken``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """``engine`` is closed with this one."""
+        self._engine = engine
+        self._why_broken = ""
+
+    @property
+    def card(self) -> ModelCard:
+        """See ``Engine.card``."""
+        return self._engine.card
+
+    @property
+    def device(self) -> str:
+        """See ``Engine.device``."""
+        return self._engine.device
+
+    @property
+    def stats(self) -> EngineStats:
+        """See ``Engine.stats``."""
+        stats = self._engine.stats
+        return replace(stats, state="broken") if self._why_broken else stats
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        priority: Priority,
+        prompt: str | None = None,
+        truncate: bool = True,
+    ) -> Embeddings:
+        """See ``Engine.embed``."""
+        call = partial(
+            self._engine.embed, texts, priority=priority, prompt=prompt, truncate=truncate
+        )
+        return await self._proven(call, priority)
+
+    async def rerank(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        priority: Priority,
+        instruction: str = "",
+        truncate: bool = True,
+    ) -> Scores:
+        """See ``Engine.rerank``."""
+        call = partial(
+            self._engine.rerank,
+            pairs,
+            priority=priority,
+            instruction=instruction,
+            truncate=truncate,
+        )
+        return await self._proven(call, priority)
+
+    async def close(self) -> None:
+        """See ``Engine.close``."""
+        await self._engine.close()
+
+    async def _proven(self, call: Callable[[], Awaitable[_Result]], priority: Priority) -> _Result:
+        if self._why_broken:
+            raise EngineBroken(self._why_broken)
+        try:
+            return await call()
+        except EngineFailed as failure:
+            if not self._why_broken:
+                await self._probe(failure, priority)
+            if self._why_broken:
+                raise EngineDied(self._why_broken) from failure
+            raise
+
+    async def _probe(self, failure: EngineFailed, priority: Priority) -> None:
+        try:
+            if "embed" in self.card.tasks:
+                await self._engine.embed([PROBE], priority=priority)
+            else:
+                await self._engine.rerank([(PROBE, PROBE)], priority=priority)
+        except EngineFailed:
+            self._why_broken = f"the engine fails on every text: {failure}"
+            log.error("%s", self._why_broken)
