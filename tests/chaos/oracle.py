@@ -127,7 +127,8 @@ def examine(fleet: Fleet, *, quiet_s: float, redis_lost_data: bool = False) -> V
     try:
         held = read_index(fleet.data)
         verdict.lost += complaints(fleet, held)
-        judge(entries, held, buried, verdict, settlements.worker_deaths(notes))
+        deaths = settlements.worker_deaths(notes)
+        judge(entries, held, buried, verdict, deaths, redis_lost_data=redis_lost_data)
     except (VecfleetError, AssertionError) as error:
         verdict.lost.append(f"the index cannot be read: {error!r}")
     if not redis_lost_data:

@@ -24,6 +24,7 @@ class Outcome:
     documents: int = 0
     dead: int = 0
     worn: int = 0
+    forgotten: int = 0
     lost: int = 0
     doubled: int = 0
     stuck: int = 0
@@ -49,7 +50,7 @@ class Outcome:
         for name in ("kills", "faults", "fired", "asked"):
             getattr(self, name).update(getattr(other, name))
         for name in (
-            *("acknowledged", "documents", "dead", "worn"),
+            *("acknowledged", "documents", "dead", "worn", "forgotten"),
             *("lost", "doubled", "stuck", "seconds"),
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -63,6 +64,7 @@ class Outcome:
         self.documents += verdict.documents
         self.dead += verdict.dead
         self.worn += verdict.worn
+        self.forgotten += verdict.forgotten
         self.lost += len(verdict.lost)
         self.doubled += len(verdict.doubled)
         self.stuck += len(verdict.stuck)
@@ -93,6 +95,8 @@ class Outcome:
         )
         if self.worn:
             said += f"; {self.worn} buried because three of their workers died, as promised"
+        if self.forgotten:
+            said += f", {self.forgotten} of them in the index too, which Redis had forgotten"
         return said + (f"; full disk: {self.disk_kind}" if self.disk_kind else "")
 
 

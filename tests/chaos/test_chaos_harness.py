@@ -112,6 +112,16 @@ def test_a_fleet_that_buries_what_it_could_do_fails():
     assert verdict_over(calls, [], everything, deaths=3).worn == 20
 
 
+def test_only_what_redis_forgot_may_be_in_the_index_and_in_the_dead_letter():
+    text = text_of("a", 1)
+    held = {GIVEN: Held({"a": [(text, 1)]}, {"a": fake_vector(text, 32)})}
+    for deaths, lost_data, doubled in ((3, True, 0), (3, False, 1), (2, True, 1)):
+        verdict = Verdict()
+        letter = [Buried("s", "a", text)]
+        judge([put("a", 1)], held, letter, verdict, {"s": deaths}, redis_lost_data=lost_data)
+        assert (len(verdict.doubled), verdict.forgotten) == (doubled, 1 - doubled)
+
+
 def test_what_cannot_be_done_may_be_buried_once():
     text = f"some {POISON}"
     entry = Entry(GIVEN, "a", 1, digest(text))

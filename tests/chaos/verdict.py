@@ -27,6 +27,7 @@ class Verdict:
     documents: int = 0  # in the index
     dead: int = 0  # acknowledged and in the dead letter
     worn: int = 0  # documents that are in the dead letter because their worker died so often
+    forgotten: int = 0  # those that came into the index before, which Redis no longer knew
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
@@ -85,12 +86,16 @@ def judge(
     buried: Iterable[Buried],
     verdict: Verdict,
     deaths: Mapping[str, int] | None = None,
+    *,
+    redis_lost_data: bool = False,
 ) -> None:
     """Compare; adds to ``verdict``. ``deaths``: how often each job's worker died."""
     dead: dict[str, Counter[str]] = defaultdict(Counter)
+    worn: set[tuple[str, str]] = set()
     for one in buried:
         dead[one.id][one.digest] += 1
-        _check_burial(one, dead[one.id][one.digest], deaths or {}, verdict)
+        if _check_burial(one, dead[one.id][one.digest], deaths or {}, verdict):
+            worn.add((one.id, one.digest))
     for name, collection in held.items():
         verdict.documents += len(collection.visible)
         for id, copies in collection.visible.items():
@@ -98,7 +103,11 @@ def judge(
                 verdict.doubled.append(f"{name}/{id} is there {len(copies)} times: {copies}")
             _check_copy(name, id, copies[-1], collection, verdict)
             for text, _ in copies:
-                if dead[id][digest(text)]:
+                if not dead[id][digest(text)]:
+                    continue
+                if redis_lost_data and (id, digest(text)) in worn:
+                    verdict.forgotten += 1  # its block waited again, and only then met its deaths
+                else:
                     verdict.doubled.append(f"{name}/{id} is in the index and in the dead letter")
     newest: dict[tuple[str, str], Entry] = {}
     for entry in entries:
@@ -111,20 +120,21 @@ def judge(
         _check_newest(entry, copies, dead[id], verdict)
 
 
-def _check_burial(one: Buried, times: int, deaths: Mapping[str, int], verdict: Verdict) -> None:
+def _check_burial(one: Buried, times: int, deaths: Mapping[str, int], verdict: Verdict) -> bool:
     """Only what cannot be done belongs there, and what three workers died with; and once.
 
-    Of deletions nobody can tell one from the next.
+    Of deletions nobody can tell one from the next. Returns whether it is there for the deaths.
     """
     if times > 1 and one.text is not None:
         verdict.doubled.append(f"{one.id} is in the dead letter {times} times: {one.text[:60]!r}")
     if one.text is not None and may_die(one.text):
-        return
+        return False
     if deaths.get(one.block, 0) >= MOST_DEATHS:
         verdict.worn += 1
-        return
+        return True
     what = "its deletion" if one.text is None else "a text with nothing wrong in it"
     verdict.lost.append(f"{one.id}: {what} was buried as {one.job}: {one.error}")
+    return False
 
 
 def _check_newest(
