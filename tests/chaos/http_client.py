@@ -107,6 +107,7 @@ class HttpClient(GatewayClient):
     def do(self, now: Operation) -> None:
         chance = random.Random(f"{self.given.seed}/{now.name}/how")
         if now.is_delete:
+            self.ledger.note("deleting", now.number)  # all of it, whatever an earlier life did
             now = replace(now, ids=now.ids[:_DELETED_AT_ONCE])
             for id in now.ids:
                 self.until_it_holds(now, lambda id=id: self._delete(now, id))

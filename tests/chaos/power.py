@@ -113,7 +113,10 @@ def power_cut(client: redis.Redis, ledgers: Sequence[Path], died_s: float) -> Po
     for path in ledgers:
         done: set[str] = set()
         accepted: dict[str, Note] = {}
-        for note in read_notes(path, "accepted", "lost", "done"):
+        for note in read_notes(path, "accepted", "lost", "done", "deleting"):
+            if note.what == "deleting":  # what an earlier life was told, this one asks for again
+                accepted = {id: told for id, told in accepted.items() if told.number != note.number}
+                continue
             submission = note.fields["submission"]
             if note.what == "accepted":
                 accepted[submission] = note

@@ -9,7 +9,7 @@ import pytest
 from chaos.client_ledger import ClientLedger, read, read_calls, read_collections, read_notes
 from chaos.complaints import complaints
 from chaos.fleet import Fleet
-from chaos.power import Growth, Lost, PowerCut, append_only_file
+from chaos.power import Growth, Lost, PowerCut, append_only_file, power_cut
 from chaos.power import complaints as complaints_about_power
 from chaos.scenes import QUICK
 from chaos.story import cured_text_of, digest, may_die, operation, revision_of, text_of
@@ -86,6 +86,25 @@ def test_what_was_lost_too_late_or_unnoticed_is_told(tmp_path):
     ledger.note("lost", 0, submission="5ub")
     assert not complaints_about_power(cuts, [path], everysec=True)
     assert complaints_about_power(cuts[1:], [path], everysec=True)
+
+
+def test_a_deletion_that_is_asked_for_anew_is_not_lost_with_its_first_submission(tmp_path):
+    path = tmp_path / "http.ledger"
+    ledger = ClientLedger(path, "news")
+    with RedisServer(tmp_path / "redis") as server:
+
+        def lost():
+            cut = power_cut(server.client(), [path], time.monotonic())
+            return [one.submission for one in cut.lost]
+
+        ledger.note("deleting", 7)
+        ledger.note("accepted", 7, submission="f1r5t")
+        ledger.note("accepted", 8, submission="0ther")
+        assert lost() == ["f1r5t", "0ther"]
+        ledger.note("deleting", 7)  # the client died and begins again
+        assert lost() == ["0ther"]
+        ledger.note("accepted", 7, submission="5ec0nd")
+        assert lost() == ["0ther", "5ec0nd"]
 
 
 def test_the_last_second_of_the_file_goes_and_nothing_else(tmp_path):
