@@ -165,7 +165,10 @@ class VllmCore:
         return bool(self._llm.errored)
 
     async def stop(self) -> None:
-        """End vLLM's processes."""
+        """End vLLM's processes; who waits for a result of one that died is told."""
+        if self.is_dead:
+            # Its own handler may not have come to it yet, and is cancelled here.
+            self._llm.output_processor.propagate_error(EngineDeadError())
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # or it would report the end as a failure
         await asyncio.to_thread(self._end_processes)
