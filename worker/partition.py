@@ -94,16 +94,16 @@ class PartitionWriter:
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            manifest = Manifest.open(directory, spec, fence_token)
+            try:
+                upkeep = Upkeep(directory, fence_token, limits=thresholds, crash_at=crash_child_at)
+                writer = cls(directory, manifest, fence_token, upkeep, crash)
+                writer._load()
+            except BaseException:
+                manifest.close()
+                raise
         except OSError as error:
-            raise Unavailable(f"{directory} cannot be made: {error.strerror}") from error
-        manifest = Manifest.open(directory, spec, fence_token)
-        try:
-            upkeep = Upkeep(directory, fence_token, limits=thresholds, crash_at=crash_child_at)
-            writer = cls(directory, manifest, fence_token, upkeep, crash)
-            writer._load()
-        except BaseException:
-            manifest.close()
-            raise
+            raise Unavailable(f"{directory} cannot be opened: {error.strerror}") from error
         return writer
 
     @property

@@ -150,25 +150,34 @@ class SearchHandler:
         return self._root / uid / "0"
 
     def _reader(self, job: ClaimedJob) -> PartitionReader:
-        """The collection's reader as of its last commit; raises ``UnknownCollection``."""
+        """The collection's reader as of its last commit.
+
+        Raises ``UnknownCollection``, and ``Unavailable`` where the system has no more files for it.
+        """
         uid = _uid(_map(job))
-        directory = self._directory(uid)
-        with self._opening:
-            if not directory.is_dir():
-                if gone := self._readers.pop(uid, None):
-                    gone.close()
-                raise UnknownCollection("the collection was deleted", field="collection")
-            reader = self._readers.get(uid)
-            try:
-                if reader is None:
-                    reader = self._readers[uid] = PartitionReader.open(directory)
-                else:
-                    reader.refresh()
-            except (CorruptData, Unavailable) as error:
-                if directory.is_dir():
-                    raise
-                raise UnknownCollection("the collection was deleted", field="collection") from error
-            return reader
+        try:
+            with self._opening:
+                return self._refreshed(uid, self._directory(uid))
+        except OSError as error:
+            log.error("cannot read %s: %s", uid, error)
+            raise Unavailable(f"the collection cannot be read now: {error.strerror}") from error
+
+    def _refreshed(self, uid: str, directory: Path) -> PartitionReader:
+        if not directory.is_dir():
+            if gone := self._readers.pop(uid, None):
+                gone.close()
+            raise UnknownCollection("the collection was deleted", field="collection")
+        reader = self._readers.get(uid)
+        try:
+            if reader is None:
+                reader = self._readers[uid] = PartitionReader.open(directory)
+            else:
+                reader.refresh()
+        except (CorruptData, Unavailable, OSError) as error:
+            if directory.is_dir():
+                raise
+            raise UnknownCollection("the collection was deleted", field="collection") from error
+        return reader
 
     def _search_together(
         self, jobs: Sequence[ClaimedJob], top_k: int, threshold: float, exact: bool, room: _Room

@@ -27,7 +27,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from vecfleet.common.errors import CorruptData, CorruptSegment
+from vecfleet.common.errors import CorruptData, CorruptSegment, Unavailable
 from vecfleet.worker.durable import CrashPoint, no_crash, publish, write_all
 from vecfleet.worker.index_policy import SIGNS_WORK
 from vecfleet.worker.page import SLOT_BITS, PageRow, read_page
@@ -99,16 +99,22 @@ class Segment:
     def open(cls, path: Path, *, just_written: bool = False, own: bool = False) -> Segment:
         """Map ``path`` and check it; raises ``CorruptSegment`` naming it, ``FileNotFoundError``.
 
+        Raises ``Unavailable`` where the system has no file or no memory left for it.
         Of a large segment that was ``just_written`` only the header is checked: the process that
         merged it has verified the file moments ago, and searches should not wait. ``own``: the
         same for a file of any size that this process has just written.
         """
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < HEADER_BYTES:
-                raise CorruptSegment(f"{path.name} has only {size} bytes")
-            # A private mapping: faiss wants a header of its own before the vectors (ann.py).
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < HEADER_BYTES:
+                    raise CorruptSegment(f"{path.name} has only {size} bytes")
+                # A private mapping: faiss wants a header of its own before the vectors (ann.py).
+                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unavailable(f"{path.name} cannot be opened: {error.strerror}") from error
         segment = cls(path, buffer, _read_table(path, buffer))
         if not own and not (just_written and size > LARGE_BYTES):
             segment._verify({"pages"})

@@ -1,7 +1,12 @@
+import errno
+import mmap
+import os
 import sqlite3
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from few_files import few_files_left
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from index_oracle import (
@@ -208,6 +213,37 @@ def test_a_full_disk_changes_nothing_and_the_call_can_be_made_again(tmp_path):
     assert sorted((d.id, d.version) for d in reader.documents()) == [("a", 2), ("b", 1)]
     reader.close()
     writer.close()
+
+
+@pytest.mark.parametrize("left", range(7))
+def test_without_files_nothing_changes_and_the_call_can_be_made_again(writer, tmp_path, left):
+    writer.apply([shard("1", [("a", 1)])])
+    status = "applied"
+    with few_files_left(left):
+        with suppress(Unavailable):
+            assert writer.apply([shard("2", [("a", 2)])])[0].status == status
+            status = "duplicate"
+        with suppress(Unavailable):
+            open_writer(tmp_path / "another").close()
+    assert len(list(tmp_path.glob("*.seg"))) == writer.stats().segments
+    assert writer.apply([shard("2", [("a", 2)])])[0].status == status
+    assert (status == "duplicate") == (left > 1)
+    writer.close()
+    with few_files_left(left), suppress(Unavailable):
+        open_writer(tmp_path).close()
+    open_writer(tmp_path).close()
+
+
+def test_without_memory_for_its_map_nothing_changes(writer, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", fail)
+        with pytest.raises(Unavailable, match="Cannot allocate memory"):
+            writer.apply([shard("1", [("a", 1)])])
+    assert not list(tmp_path.glob("*.seg"))
+    assert writer.apply([shard("1", [("a", 1)])])[0].status == "applied"
 
 
 def test_a_manifest_that_cannot_grow_undoes_the_segment(writer, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from few_files import few_files_left
 from index_oracle import DIMENSION, open_writer, shard, vector_of
 
 from vecfleet.common.errors import InvalidInput, ReplyTooLarge, Unavailable, UnknownCollection
@@ -88,6 +89,30 @@ def asking(name, top_k, queries=1):
     vectors = vector_of("d1", 1, DIMENSION).tobytes() * queries
     payload = {"uid": UID, "vectors": vectors, "top_k": top_k}
     return SimpleNamespace(id=name, payload=payload, queue_ms=0.0)
+
+
+async def test_a_collection_that_no_file_is_left_for_fails_alone(filled, tmp_path):
+    other = "ab" * 16
+    writer = open_writer(tmp_path / other / "0")
+    writer.apply([shard("s", [("d1", 1)])])
+    changed = asking("changed", 1)
+    changed.payload["uid"] = other
+    assert isinstance(filled.search([changed])[0], Answer)
+    writer.apply([shard("t", [("d2", 1)])])
+    good = asking("good", 1)
+    assert isinstance(filled.search([good])[0], Answer)
+    new = asking("new", 1)
+    new.payload["uid"] = "cd" * 16
+    open_writer(tmp_path / new.payload["uid"] / "0").close()
+    with few_files_left(0):
+        first, second, third, fourth = filled.search([good, changed, new, good])
+        with pytest.raises(Unavailable):
+            await filled.stats(changed)
+    assert isinstance(first, Answer) and isinstance(fourth, Answer)
+    for failure in (second, third):
+        assert isinstance(failure, Failure) and isinstance(failure.error, Unavailable)
+    assert all(isinstance(outcome, Answer) for outcome in filled.search([changed, new]))
+    writer.close()
 
 
 def test_a_search_whose_texts_are_too_many_bytes_fails_alone(filled, monkeypatch):
