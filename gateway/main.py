@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import uvicorn
@@ -17,6 +16,7 @@ import uvloop
 
 from vecfleet.common.errors import ConfigError, RedisUnavailable, Unavailable, VecfleetError
 from vecfleet.common.fleet_client import FleetClient
+from vecfleet.common.open_files import allow_files
 from vecfleet.common.redis_client import connect_async
 from vecfleet.gateway.app import create_app
 from vecfleet.gateway.certificate import follow_certificate
@@ -132,19 +132,13 @@ class _Server(uvicorn.Server):
 
 def _allow_connections(wanted: int) -> int:
     """Have the system allow so many connections; returns how many it does allow."""
-    needed = wanted + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        more = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with suppress(OSError, ValueError):  # the system has a bound of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
-            soft = more
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    files = allow_files(wanted + _OTHER_FILES)
+    if files is None or files >= wanted + _OTHER_FILES:
         return wanted
-    allowed = max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES)
+    allowed = max(_FEWEST_CONNECTIONS, files - _OTHER_FILES)
     log.warning(
         "at most %d connections at a time, not %d: this process may open %d files (ulimit -n)",
-        *(allowed, wanted, soft),
+        *(allowed, wanted, files),
     )
     return allowed
 

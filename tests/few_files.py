@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -13,7 +14,7 @@ def few_files_left(count: int) -> Iterator[None]:
     """Inside, this process can open ``count`` files more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(highest + 8, soft), hard))
     try:
         while True:

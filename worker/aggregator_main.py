@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vecfleet.common import keys, payloads
+from vecfleet.common.open_files import allow_files
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.batch_worker import BatchWorker
@@ -40,6 +41,7 @@ class AggregatorConfig:
 
 def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
     """Merge shards and keep the catalogue until SIGTERM or SIGINT; returns the exit code."""
+    allow_files()
     return asyncio.run(_aggregator(config, on_event))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vecfleet.common import keys, payloads
+from vecfleet.common.open_files import allow_files
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.catalog import INDEX_FOLDER
@@ -32,6 +33,7 @@ class SearchConfig:
 
 def run_search(config: SearchConfig, on_event: OnEvent | None = None) -> int:
     """Answer reads until SIGTERM or SIGINT; returns the exit code."""
+    allow_files()
     return asyncio.run(_search(config, on_event))
 
 
