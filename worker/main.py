@@ -124,10 +124,7 @@ async def _serve(
         watching = every(config.limits.check_s, watch.check, stop.set)
         async with beside(watching, every(keys.HEARTBEAT_S, remember, stop.set)):
             progress.start()
-            try:
-                await worker.run(stop, hurry=hurry)
-            finally:
-                await asyncio.to_thread(progress.stop)
+            await worker.run(stop, hurry=hurry)
     return code
 
 

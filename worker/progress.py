@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vecfleet.worker.activity import Activity
@@ -61,22 +62,15 @@ class ProgressWatch:
         self._threads = dict(threads or {})
         self._loop_asked_at: float | None = None
         self._has_told = False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Watch until the process ends: what hangs could keep it from ending, too."""
         self._end_in(self._max_step_s)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Watch no longer: the engine is being closed."""
-        self._over.set()
-        self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        threading.Thread(target=self._run, name="progress", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._over.wait(self._look_s):
+        while True:
+            time.sleep(self._look_s)
             worst = min(self._stalls(), key=lambda stall: stall.left_s)
             self._ask_loop()
             self._end_in(min(worst.left_s, self._max_step_s))
@@ -101,13 +95,13 @@ class ProgressWatch:
             yield _Stall(what, activity.stalled_s, most_s)
 
     def _ask_loop(self) -> None:
+        if self._event_loop is not None and self._event_loop.is_closed():
+            self._loop_asked_at = self._event_loop = None  # the worker ends
         if self._event_loop is None or self._loop_asked_at is not None:
             return
         self._loop_asked_at = time.monotonic()
-        try:
+        with suppress(RuntimeError):  # it was closed just now
             self._event_loop.call_soon_threadsafe(self._loop_answers)
-        except RuntimeError:
-            self._loop_asked_at = self._event_loop = None  # it is closed: the worker ends
 
     def _loop_answers(self) -> None:
         self._loop_asked_at = None

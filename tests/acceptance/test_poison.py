@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ class Ward:
         self.processes: list[Process] = []
         self._keepers: list[asyncio.Task[None]] = []
 
-    def start(self, role: str, step_s: float = 0.0) -> Process:
-        arguments = [ROLE, self.lease_s, 0, role, self.url, self.data, step_s, MAX_STEP_S]
+    def start(self, role: str, step_s: float = 0.0, max_step_s: float = MAX_STEP_S) -> Process:
+        arguments = [ROLE, self.lease_s, 0, role, self.url, self.data, step_s, max_step_s]
         process = Process([sys.executable, *map(str, arguments)])
         self.processes.append(process)
         return process
@@ -109,6 +110,12 @@ async def done(client, name):
     return await client.submissions.get(name, with_errors=True)
 
 
+async def drains(client):
+    """Whether a worker does."""
+    names = await client.redis.keys("vf:worker:worker-*")
+    return b"draining" in [await client.redis.hget(name, "state") for name in names]
+
+
 async def dead_texts(client, queue):
     """What sits in the dead letter: each text by itself, with the code of its error."""
     found = {}
@@ -147,6 +154,28 @@ async def test_a_text_on_which_the_engine_hangs_is_found_like_one_that_kills(war
         for output in (process.output for process in ended):
             assert "the engine has done no step for" in output
             assert "in _try" in output  # where each thread stood
+
+
+async def test_two_sigterms_end_a_worker_whose_engine_hangs(ward):
+    async with ward(workers=0) as (fleet, client):
+        worker = fleet.start("worker", max_step_s=10.0)
+        await asyncio.to_thread(worker.wait_for_line, "worker ready")
+        collection = await client.create_collection("c", model="fake")
+        await submit(client, collection, "s", [rows("a", 3, poison=(1,), marker=HANG)])
+        key = keys.job("s-0")
+
+        async def is_started():
+            return await client.redis.hget(key, "status") == b"started"
+
+        await eventually(is_started)
+        worker.signal(signal.SIGTERM)
+        await eventually(partial(drains, client))
+        worker.signal(signal.SIGTERM)
+        await asyncio.to_thread(worker.wait_for_line, "released 1 unfinished jobs")
+        assert await client.redis.hmget(key, "status", "vf_attempts") == [b"queued", b"0"]
+        assert await asyncio.to_thread(worker.wait, 60) == ENDED
+        assert "the engine has done no step for" in worker.output
+        assert "in _try" in worker.output  # where each thread stood
 
 
 async def test_a_text_that_breaks_the_engine_for_good_is_found_like_one_that_kills(ward):
@@ -249,13 +278,7 @@ async def test_sigterm_in_the_quarantine_charges_nothing(ward):
         attempts = int(await client.redis.hget(key, "vf_attempts"))
         worker = fleet.processes[-1]
         worker.signal(signal.SIGTERM)
-
-        async def drains():
-            names = await client.redis.keys("vf:worker:worker-*")
-            states = [await client.redis.hget(name, "state") for name in names]
-            return b"draining" in states
-
-        await eventually(drains)
+        await eventually(partial(drains, client))
         worker.signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, 30) == 0
         left = await client.redis.hmget(key, "vf_attempts", "vf_at", "vf_named")

@@ -114,6 +114,11 @@ HANGS = {
     "thread": ("the packing has not ended", "await asyncio.to_thread(hang_in, packing)"),
     "load": ("the engine has been starting anew", "engine.loading_s = 60; await asyncio.sleep(60)"),
     "step": ("the engine has done no step", "engine.stalled_s = 60; await asyncio.sleep(60)"),
+    "end of the loop": (
+        "the packing has not ended",
+        "asyncio.get_running_loop().run_in_executor(None, hang_in, packing)",
+    ),
+    "end": ("the packing has not ended", "ThreadPoolExecutor().submit(hang_in, packing)"),
     "nothing": ("went well", "await asyncio.sleep(1); print('went well', file=sys.stderr)"),
 }
 
@@ -123,6 +128,7 @@ def test_a_worker_in_which_something_hangs_ends(what):
     says, hang = HANGS[what]
     script = f"""
         import asyncio, logging, sys, time
+        from concurrent.futures import ThreadPoolExecutor
         from types import SimpleNamespace
         from vecfleet.worker.activity import Activity
         from vecfleet.worker.progress import ProgressWatch
@@ -146,7 +152,6 @@ def test_a_worker_in_which_something_hangs_ends(what):
             watch.start()
             await asyncio.sleep(0.5)
             {hang}
-            watch.stop()
 
         logging.basicConfig()
         asyncio.run(main())
