@@ -13,6 +13,11 @@ from vecfleet.gateway.config import GatewayLimits
 log = logging.getLogger(__name__)
 
 _TLS_BUFFER_BYTES = 64 << 10  # as without TLS
+_MAX_PIPELINED = 16  # requests of one connection that wait for those before them
+
+
+class _TooManyPipelined(Exception):
+    """More requests wait on one connection than it may have."""
 
 
 class _Outlet:
@@ -95,6 +100,9 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
                 self.send_400_response("The headers are too large.")
 
         def on_headers_complete(self) -> None:
+            if len(self.pipeline) >= _MAX_PIPELINED:
+                self.send_400_response("Too many requests wait on this connection.")
+                raise _TooManyPipelined  # it ends the parsing of what else has come
             self._in_headers = False
             self._header_bytes = 0
             without_request.pop(self, None)

@@ -136,6 +136,37 @@ async def test_a_connection_with_a_request_never_gives_way():
         assert {await status(reader) for reader in first} == {200}
 
 
+WAIT = b"GET /wait HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+async def test_a_few_requests_of_one_connection_wait_for_the_first_and_are_answered_in_turn():
+    async with Served() as served:
+        reader, _ = await served.connect(WAIT + (HEAD + b"\r\n") * 16)
+        await eventually(lambda: served.running == 1)
+        served.let_go.set()
+        async with asyncio.timeout(30):
+            for _ in range(17):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"200 OK" in head
+                assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"5\r\nhello")
+
+
+async def test_more_of_them_are_refused_and_nothing_of_them_is_kept():
+    async with Served() as served:
+        reader, _ = await served.connect(WAIT + (HEAD + b"\r\n") * 40)
+        await eventually(lambda: served.server.server_state.connections)
+        (protocol,) = served.server.server_state.connections
+        assert await status(reader) == 400
+        async with asyncio.timeout(30):
+            assert b"Too many requests wait" in await reader.read()
+        assert len(protocol.pipeline) <= 16
+        assert served.running == 1, "none of them began"
+        served.let_go.set()
+        await eventually(lambda: not served.connections)
+        reader, _ = await served.connect(HEAD + b"\r\n")
+        assert await status(reader) == 200
+
+
 ALLOW = """
 import logging, resource, sys
 from vecfleet.gateway.main import _allow_connections
