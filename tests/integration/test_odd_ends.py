@@ -99,6 +99,18 @@ async def test_a_heartbeat_does_not_renew_what_was_abandoned(client, asynchronou
     assert ledger.rescue([EMBED]) == (1, 0)
 
 
+async def test_a_release_does_not_undo_an_abandonment(client, asynchronous):
+    """Whose reply was lost, say: what the worker still has it releases when it ends."""
+    await QueueClient(asynchronous).enqueue(EMBED, [NewJob(f"j{n}", DATA, 1) for n in range(2)])
+    ledger = Ledger(client, "w")
+    died, other = claim(ledger)
+    assert ledger.settle([Settlement(died, Abandoned())]) == [True]
+    assert ledger.release([died, other]) == 1
+    assert ledger.rescue([EMBED]) == (1, 0)
+    charged = [client.hget(keys.job(job.id), "vf_attempts") for job in (died, other)]
+    assert charged == [b"1", b"0"]
+
+
 async def test_a_lease_that_names_no_job_does_not_stop_the_rescue(client, asynchronous):
     await QueueClient(asynchronous).enqueue(EMBED, [NewJob("j", DATA, 1)])
     dying = Ledger(client, "dying")
