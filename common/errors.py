@@ -324,10 +324,21 @@ class EngineFailed(JobFailed):
     code = "engine_failed"
     http_status = 422  # another try, as many clients make after a 500, would fail as well
 
-    def __init__(self, message: str = "", *, indices: Sequence[int] = (), **kwargs: Any) -> None:
-        """``indices`` are the places in the call of the texts it failed on; none: all of them."""
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        indices: Sequence[int] = (),
+        each: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        """``indices`` are the places in the call of the texts it failed on; none: all of them.
+
+        ``each`` is what is to be said of each of them; it does not travel.
+        """
         super().__init__(message, **kwargs)
         self.indices = tuple(indices)
+        self.each = tuple(each)
 
     def to_wire(self) -> dict[str, Any]:
         """With ``indices``, where there are any."""

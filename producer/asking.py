@@ -25,7 +25,10 @@ async def query_vector(
     if instruction is not None:
         prompt = card.prompt_of(instruction=instruction) or ""
     dimensions = collection.spec.dimension
-    return (await fleet.embed([query], model=card, prompt=prompt, dimensions=dimensions)).vectors
+    reply = await fleet.embed(
+        [query], model=card, prompt=prompt, dimensions=dimensions, tenant=collection.tenant
+    )
+    return reply.vectors
 
 
 async def find(
@@ -43,10 +46,10 @@ async def find(
 
 
 async def reranked(
-    fleet: FleetClient, query: str, hits: Sequence[Found], model: str | None
+    fleet: FleetClient, query: str, hits: Sequence[Found], model: str | None, tenant: str
 ) -> list[Found]:
     """``hits`` with their relevance, the most relevant first."""
-    reply = await fleet.rerank(query, [hit.text for hit in hits], model=model)
+    reply = await fleet.rerank(query, [hit.text for hit in hits], model=model, tenant=tenant)
     ranked = [replace(hit, relevance=s) for hit, s in zip(hits, reply.scores, strict=True)]
     return sorted(ranked, key=lambda hit: hit.relevance or 0.0, reverse=True)
 

@@ -34,17 +34,22 @@ async def delete(
     )
     size = limits.BLOCK_DOCUMENTS
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    for place, part in enumerate(parts):
-        job_id = block_job_id(name, place)
-        reply = fleet.box.expect(job_id)
-        try:
-            await fleet.enqueue_delete(
-                target, part, submission=name, place=place, version=version, answered=True
-            )
-        except VecfleetError:
-            fleet.box.forget(job_id)
-            with suppress(VecfleetError):
-                await fleet.submissions.close(name, blocks=place, documents=place * size)
-            raise
-        await fleet.box.wait(job_id, reply, timeout_s)
-    await fleet.submissions.close(name, blocks=len(parts), documents=len(ids))
+    sent = 0
+    try:
+        for part in parts:
+            job_id = block_job_id(name, sent)
+            reply = fleet.box.expect(job_id)
+            try:
+                await fleet.enqueue_delete(
+                    target, part, submission=name, place=sent, version=version, answered=True
+                )
+            except VecfleetError:
+                fleet.box.forget(job_id)
+                raise
+            sent += 1
+            await fleet.box.wait(job_id, reply, timeout_s)
+    except VecfleetError:
+        with suppress(VecfleetError):
+            await fleet.submissions.close(name, blocks=sent, documents=sum(map(len, parts[:sent])))
+        raise
+    await fleet.submissions.close(name, blocks=sent, documents=len(ids))

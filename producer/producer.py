@@ -307,6 +307,7 @@ class AsyncProducer:
                 dimensions=dimensions,
                 truncate=truncate,
                 lane=lane,
+                tenant=self._tenant,
             )
 
     async def rerank(
@@ -322,7 +323,9 @@ class AsyncProducer:
         check_texts(documents, "documents", limits.MAX_RERANK_DOCUMENTS)
         fleet = await self.fleet()
         with naming_texts("documents"):
-            return await fleet.rerank(query, documents, model=model, instruction=instruction)
+            return await fleet.rerank(
+                query, documents, model=model, instruction=instruction, tenant=self._tenant
+            )
 
     async def search(
         self,
@@ -361,7 +364,9 @@ class AsyncProducer:
         else:
             raw = parse_vector(as_numbers(vector), target.spec.dimension)
         hits = await find(fleet, target, raw, top_k=top_k, threshold=threshold, exact=exact)
-        return await reranked(fleet, str(query), hits, reranker) if rerank and hits else hits
+        if not rerank or not hits:
+            return hits
+        return await reranked(fleet, str(query), hits, reranker, self._tenant)
 
     async def status(self) -> FleetStatus:
         """Models, workers, queues, collections and unfinished submissions."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vecfleet.common.errors import EngineFailed
+from vecfleet.common.errors import EngineFailed, TextsTooLong, VecfleetError
 from vecfleet.worker.engine import Priority
 
 CHUNK_TEXTS = 128  # of a call are encoded at a time, so that steps begin at once
@@ -48,14 +48,36 @@ Encode = Callable[[Sequence[T]], list[Encoded[P]]]
 OnStep = Callable[[Priority, int], None]
 
 
+def encode_each(encode: Encode[T, P], texts: Sequence[T]) -> list[Encoded[P] | Exception]:
+    """What ``encode`` makes of each text, or what it raises for that text alone.
+
+    Raises errors of our own, as ``TextsTooLong``, which are the whole call's.
+    """
+    try:
+        return list(encode(texts))
+    except VecfleetError:
+        raise
+    except Exception as error:
+        if len(texts) == 1:
+            return [error]
+    found: list[Encoded[P] | Exception] = []
+    for place, text in enumerate(texts):
+        try:
+            found += encode_each(encode, [text])
+        except TextsTooLong as error:
+            raise TextsTooLong(error.message, indices=[place], field=error.field) from error
+    return found
+
+
 def failure_of(failures: Mapping[int, Exception]) -> EngineFailed | None:
     """The error of a call whose texts at these places failed; None where none did."""
     if not failures:
         return None
     indices = sorted(failures)
+    each = [f"the model cannot compute this text: {said(failures[place])}" for place in indices]
     first = said(failures[indices[0]])
-    which = "this text" if len(indices) == 1 else f"{len(indices)} texts"
-    return EngineFailed(f"the model cannot compute {which}: {first}", indices=indices)
+    message = f"the model cannot compute {len(indices)} texts, of the first: {first}"
+    return EngineFailed(each[0] if len(each) == 1 else message, indices=indices, each=each)
 
 
 def said(error: Exception) -> str:

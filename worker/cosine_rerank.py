@@ -42,6 +42,9 @@ async def rerank_by_cosine(
         indices = [
             pair for pair, ask in enumerate(asks) if ask in failed or len(places) + pair in failed
         ]
+        if isinstance(error, EngineFailed) and failed and min(failed) < len(places):
+            why = error.each[0] if error.each else error.message
+            error = EngineFailed(f"query: {why}", field="query")
         raise type(error)(error.message, indices=indices, field=error.field) from error
     queries, documents = found.vectors[: len(places)], found.vectors[len(places) :]
     cosines = np.einsum("nd,nd->n", queries[asks], documents) if pairs else np.empty(0)

@@ -210,8 +210,8 @@ class EmbedHandler:
                 places = getattr(error, "indices", ())
                 if not places:
                     raise
-                bad = {left[i] for i in places}
-                refused += [Refused(i, block.ids[i], _alone(error)) for i in sorted(bad)]
+                bad = [left[i] for i in places]
+                refused += [Refused(i, block.ids[i], _alone(error, n)) for n, i in enumerate(bad)]
                 left = [i for i in left if i not in bad]
         return None, refused
 
@@ -255,9 +255,10 @@ def _with_data(entry: Refused, block: _Block, payload: dict[str, Any]) -> Refuse
     return replace(entry, data=data, tokens=estimate_tokens(size, 1))
 
 
-def _alone(error: VecfleetError) -> VecfleetError:
-    """The error as it is said of one document."""
-    return type(error)(error.message, field="text")
+def _alone(error: VecfleetError, number: int = 0) -> VecfleetError:
+    """The error as it is said of one document, the ``number``th of those it is about."""
+    each = error.each if isinstance(error, EngineFailed) else ()
+    return type(error)(each[number] if each else error.message, field="text")
 
 
 def _merge_body(version: int, documents: int, refused: Sequence[Refused]) -> dict[str, Any]:

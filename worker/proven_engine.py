@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vecfleet.common.errors import EngineBroken, EngineDied, EngineFailed
 from vecfleet.common.model import ModelCard
@@ -31,6 +32,7 @@ class ProvenEngine:
         """``engine`` is closed with this one."""
         self._engine = engine
         self._why_broken = ""
+        self._held: set[asyncio.Task[Any]] = set()  # those in a call of ours
 
     @property
     def card(self) -> ModelCard:
@@ -60,7 +62,7 @@ class ProvenEngine:
         call = partial(
             self._engine.embed, texts, priority=priority, prompt=prompt, truncate=truncate
         )
-        return await self._proven(call, priority)
+        return await self._proven(call)
 
     async def rerank(
         self,
@@ -78,30 +80,48 @@ class ProvenEngine:
             instruction=instruction,
             truncate=truncate,
         )
-        return await self._proven(call, priority)
+        return await self._proven(call)
 
     async def close(self) -> None:
         """See ``Engine.close``."""
         await self._engine.close()
 
-    async def _proven(self, call: Callable[[], Awaitable[_Result]], priority: Priority) -> _Result:
+    async def _proven(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
         if self._why_broken:
             raise EngineBroken(self._why_broken)
+        task = asyncio.current_task()
+        assert task is not None
+        self._held.add(task)
         try:
             return await call()
         except EngineFailed as failure:
-            if not self._why_broken:
-                await self._probe(failure, priority)
+            self._held.discard(task)  # it ends by itself
+            await self._probe()
             if self._why_broken:
                 raise EngineDied(self._why_broken) from failure
             raise
+        except asyncio.CancelledError:
+            if task in self._held or task.uncancel():
+                raise  # somebody else's doing
+            raise EngineDied(self._why_broken) from None
+        finally:
+            self._held.discard(task)
 
-    async def _probe(self, failure: EngineFailed, priority: Priority) -> None:
+    async def _probe(self) -> None:
+        """Whether the engine is broken; all calls that it holds end if so."""
+        if self._why_broken:
+            return
         try:
             if "embed" in self.card.tasks:
-                await self._engine.embed([PROBE], priority=priority)
+                await self._engine.embed([PROBE], priority=Priority.INTERACTIVE)
             else:
-                await self._engine.rerank([(PROBE, PROBE)], priority=priority)
-        except EngineFailed:
-            self._why_broken = f"the engine fails on every text: {failure}"
+                await self._engine.rerank([(PROBE, PROBE)], priority=Priority.INTERACTIVE)
+        except EngineFailed as own:  # its message quotes nobody's text, as the callers' may
+            if self._why_broken:
+                return
+            self._why_broken = f"the engine fails on every text: {own}"
             log.error("%s", self._why_broken)
+            # Which of them it broke of is not known: none may be given back as if it were innocent.
+            held, self._held = self._held, set()
+            for task in held:
+                task.cancel()

@@ -25,7 +25,7 @@ class StepCall:
     rows: Rows
     left: int
     failures: dict[int, Exception] = field(default_factory=dict)
-    encode_now: Callable[[], list[Encoded[Any]]] | None = None
+    encode_now: Callable[[], list[Encoded[Any] | Exception]] | None = None
 
 
 def settle(finished: list[tuple[StepCall, VecfleetError | None]]) -> None:

@@ -20,7 +20,15 @@ from typing import Any, Generic, TypeVar
 from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
 from vecfleet.worker.activity import Activity
 from vecfleet.worker.batching import Batch, Batcher, Entry
-from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
+from vecfleet.worker.calls import (
+    CHUNK_TEXTS,
+    Encode,
+    Encoded,
+    OnStep,
+    Rows,
+    encode_each,
+    failure_of,
+)
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.forward_pass import ForwardPass, Runner
 from vecfleet.worker.step_call import StepCall, settle, tell_on
@@ -103,7 +111,7 @@ class StepLoop(Generic[P]):
 
     def _begin(self, call: StepCall, texts: Sequence[T], encode: Encode[T, P], chunk: int) -> None:
         if _is_small(texts):
-            call.encode_now = partial(encode, texts)
+            call.encode_now = partial(encode_each, encode, texts)
         with self._changed:
             self._calls.add(call)
             if call.encode_now:
@@ -156,11 +164,11 @@ class StepLoop(Generic[P]):
             if self._closing:
                 return
             part = texts[start : start + chunk]
-            if not self._encode_part(call, start, partial(encode, part)):
+            if not self._encode_part(call, start, partial(encode_each, encode, part)):
                 return
 
     def _encode_part(
-        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P]]]
+        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | Exception]]
     ) -> bool:
         """Whether the call goes on."""
         with self._changed:
@@ -175,26 +183,36 @@ class StepLoop(Generic[P]):
                 self._encoding.discard(call)
                 self._tell_leaving()
 
-    def _encode(self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P]]]) -> bool:
+    def _encode(
+        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | Exception]]
+    ) -> bool:
         try:
             encoded = encode()
         except TextsTooLong as error:
             indices = [start + index for index in error.indices]
             self._fail(call, TextsTooLong(error.message, indices=indices, field=error.field))
             return False
-        except Exception as error:
-            self._fail(call, _engine_error(error))
+        except VecfleetError as error:
+            self._fail(call, error)
             return False
         entries = []
         for place, one in enumerate(encoded, start):
+            if isinstance(one, Exception):
+                call.failures[place] = one
+                continue
             call.rows.tokens[place] = one.length
             call.rows.truncated[place] = one.truncated
             entries.append(Entry(call, place, one.length, one.payload))
         with self._changed:
-            if call in self._calls:
-                self._batcher.add(call.priority, entries)
-                self._changed.notify()
-        return True
+            if call not in self._calls:
+                return False
+            self._batcher.add(call.priority, entries)
+            self._changed.notify()
+            call.left -= len(encoded) - len(entries)
+            is_over = not call.left
+        if is_over:
+            self._fail(call, failure_of(call.failures) or EngineFailed())
+        return not is_over
 
     # -- the step thread --------------------------------------------------------------------
 
@@ -281,12 +299,6 @@ def _is_small(texts: Sequence[Any]) -> bool:
     return (
         sum(len(t) if isinstance(t, str) else sum(map(len, t)) for t in texts) <= SMALL_CALL_CHARS
     )
-
-
-def _engine_error(error: Exception) -> VecfleetError:
-    if isinstance(error, VecfleetError):
-        return error
-    return EngineFailed(f"the tokenizer failed: {said(error)}")
 
 
 def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None:

@@ -18,13 +18,19 @@ import numpy as np
 
 from vecfleet.common.errors import (
     EngineDied,
-    EngineFailed,
     TextsTooLong,
     Unavailable,
-    VecfleetError,
 )
 from vecfleet.common.logs import shown
-from vecfleet.worker.calls import CHUNK_TEXTS, Encode, Encoded, OnStep, Rows, failure_of, said
+from vecfleet.worker.calls import (
+    CHUNK_TEXTS,
+    Encode,
+    Encoded,
+    OnStep,
+    Rows,
+    encode_each,
+    failure_of,
+)
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.engine_counters import EngineCounters
 from vecfleet.worker.engine_plan import EnginePlan
@@ -183,7 +189,7 @@ class VllmEngine(TextEngine):
         asked: list[tuple[_Text, Asked]] = []
         try:
             for start in range(0, len(texts), chunk):
-                new = await self._encode(call, texts[start : start + chunk], encode)
+                new = await self._encode(call, start, texts[start : start + chunk], encode)
                 await self._ask(core, call, new, asked)
             await self._collect(core, call, asked)
         except CoreDiedError:
@@ -196,27 +202,26 @@ class VllmEngine(TextEngine):
             self._counters.forget(sum(text.length for text in call.texts if not text.done))
 
     async def _encode(
-        self, call: _Call, texts: Sequence[T], encode: Encode[T, Tokens]
+        self, call: _Call, start: int, texts: Sequence[T], encode: Encode[T, Tokens]
     ) -> list[_Text]:
-        start = len(call.texts)
         encoder = self._encoders[call.priority]
 
-        def watched() -> list[Encoded[Tokens]]:
+        def watched() -> list[Encoded[Tokens] | Exception]:
             with self._counters.activity.doing():
-                return encode(texts)
+                return encode_each(encode, texts)
 
         try:
             encoded = await asyncio.get_running_loop().run_in_executor(encoder, watched)
         except TextsTooLong as error:
             places = [start + index for index in error.indices]
             raise TextsTooLong(error.message, indices=places, field=error.field) from error
-        except VecfleetError:
-            raise
-        except Exception as error:
-            raise EngineFailed(f"the tokenizer failed: {said(error)}") from error
-        new = [_Text(place, one.payload, one.length) for place, one in enumerate(encoded, start)]
-        call.rows.tokens[start : start + len(new)] = [one.length for one in encoded]
-        call.rows.truncated[start : start + len(new)] = [one.truncated for one in encoded]
+        new = []
+        for place, one in enumerate(encoded, start):
+            if isinstance(one, Exception):
+                call.failures[place] = one
+                continue
+            call.rows.tokens[place], call.rows.truncated[place] = one.length, one.truncated
+            new.append(_Text(place, one.payload, one.length))
         call.texts += new
         self._counters.wait(sum(text.length for text in new))
         return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -193,6 +193,26 @@ async def test_a_text_that_breaks_the_engine_for_good_is_found_like_one_that_kil
         ended = [process for process in fleet.processes if not process.running()]
         assert len(ended) == fleet.deaths
         assert all("the engine fails on every text" in process.output for process in ended)
+
+
+async def test_a_text_that_breaks_the_engine_costs_three_ends_where_queries_come_too(ward):
+    """They end sooner than the block that did it: it must not be given back as if it were well."""
+    async with ward(step_s=0.02) as (fleet, client):
+        collection = await client.create_collection("c", model="fake")
+        blocks = [rows(f"b{n}", 64, poison=(0,) if n == 3 else (), marker=BREAK) for n in range(8)]
+        await submit(client, collection, "s", blocks)
+
+        async def ask():
+            while True:
+                with suppress(Unavailable, DeadlineExceeded):
+                    await client.embed(["a query"])
+                await asyncio.sleep(0.02)
+
+        asking = asyncio.create_task(ask())
+        state = await done(client, "s")
+        asking.cancel()
+        assert (state.committed, state.failed, fleet.deaths) == (511, 1, 3)
+        assert [(e["id"], e["code"]) for e in state.errors] == [("b3/0", "poison_text")]
 
 
 async def test_many_poisons_and_two_workers_bury_nobody_else(ward):

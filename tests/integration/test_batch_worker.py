@@ -17,9 +17,9 @@ from vecfleet.common import codec, keys
 from vecfleet.common.codec import Serializer
 from vecfleet.common.errors import (
     EngineDied,
-    JobFailed,
     EngineStarting,
     InvalidInput,
+    JobFailed,
     RedisUnavailable,
 )
 from vecfleet.common.queue_client import NewJob, QueueClient, Route

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
-from producer_backend import Backend
+from producer_backend import CARD, SPACE, Backend
 from servers import eventually
 
-from vecfleet.common import keys
+from vecfleet.common import codec, keys
 from vecfleet.common.admission import Admission
+from vecfleet.common.collection import Collection
 from vecfleet.common.errors import (
     Conflict,
+    DeadlineExceeded,
     InvalidInput,
     JobCancelled,
     QueueFull,
@@ -28,6 +31,7 @@ from vecfleet.producer import (
     sending,
     watching,
 )
+from vecfleet.producer.asking import query_vector
 
 
 def rows(count: int, text: str = "text", first: int = 0) -> list[dict[str, str]]:
@@ -374,6 +378,46 @@ async def test_deletions_and_reads(producer, backend):
     assert len(backend.rows) == 300
     found = await producer.get("c", ["d1", "d599"])
     assert found[0] is None and found[1].text == "text 599"
+
+
+async def test_a_deletion_that_gets_no_answer_leaves_no_open_submission(redis_url, backend):
+    async with AsyncProducer(redis_url, timeout_s=0.2) as producer:
+        await producer.submit(rows(300), collection="c")
+        backend.drop_answers = True
+        with pytest.raises(DeadlineExceeded):
+            await producer.delete_documents("c", [f"d{i}" for i in range(300)])
+        fleet = await producer.fleet()
+        assert list(await fleet.submissions.unfinished()) == []
+
+
+async def test_a_producers_questions_are_its_tenants(redis_url, backend):
+    asked = {
+        "embed": lambda producer: producer.embed(["a"]),
+        "rerank": lambda producer: producer.rerank("a", ["b"]),
+    }
+    async with AsyncProducer(redis_url, tenant="acme") as producer:
+        fleet = await producer.fleet()
+        both = replace(CARD, tasks=("embed", "rerank"))
+        await fleet.redis.set(keys.model(CARD.name), codec.dumps(both.to_wire()))
+        seconds, _ = await fleet.redis.time()
+        await fleet.redis.zadd(keys.live(f"rerank.{SPACE}"), {"backend": (seconds + 600) * 1000})
+        for task, ask in asked.items():
+            asking = asyncio.create_task(ask(producer))
+            queue = keys.queue_list(keys.QueueName("acme", task, SPACE, "interactive"))
+            await eventually(lambda queue=queue: fleet.redis.llen(queue))
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_a_question_of_a_tenant_is_embedded_as_its_own(redis_url, backend):
+    collection = Collection("c", "u1d", backend.collection.spec, tenant="acme")
+    async with AsyncProducer(redis_url, tenant="acme") as producer:
+        fleet = await producer.fleet()
+        asking = asyncio.create_task(query_vector(fleet, collection, "why?", None))
+        queue = keys.queue_list(keys.embed_queue(SPACE, "interactive", "acme"))
+        await eventually(lambda: fleet.redis.llen(queue))
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def test_many_producers_share_a_collection(redis_url, backend):

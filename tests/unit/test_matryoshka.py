@@ -12,7 +12,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.errors import ConfigError, EngineFailed, InvalidInput
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.embed_handler import EmbedHandler
-from vecfleet.worker.fake_engine import POISON, FakeEngine, FakeSettings, fake_vector
+from vecfleet.worker.fake_engine import NAN, POISON, FakeEngine, FakeSettings, fake_vector
 from vecfleet.worker.job import Answer, ClaimedJob, HandOn
 from vecfleet.worker.ledger import Ledger
 from vecfleet.worker.matryoshka import Matryoshka, read_matryoshka, shortened
@@ -207,6 +207,13 @@ async def test_a_block_whose_cut_leaves_nothing_is_refused_text_by_text(engine, 
     outcome = await EmbedHandler(engine, QUARANTINE)(block(engine, ["a", "b"], dimensions=5))
     assert isinstance(outcome, HandOn)
     assert [(entry.id, entry.error.code) for entry in outcome.refused] == [("d1", "engine_failed")]
+
+
+async def test_each_refused_text_is_told_its_own_reason(engine):
+    outcome = await EmbedHandler(engine, QUARANTINE)(block(engine, ["a", NAN, "b", POISON]))
+    told = {entry.id: entry.error.message for entry in outcome.refused}
+    assert told.keys() == {"d1", "d3"}
+    assert "NaN" in told["d1"] and "poison" in told["d3"]
 
 
 async def test_a_block_for_dimensions_the_model_does_not_give_fails_whole(engine):

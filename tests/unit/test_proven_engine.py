@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -42,6 +43,41 @@ async def test_an_engine_that_fails_on_every_text_has_died_of_those_it_held(engi
         assert isinstance(found, EngineDied)
         assert "every text" in found.message
     assert engine.stats.state == "broken"
+
+
+async def test_calls_that_a_broken_engine_holds_end_all_at_once():
+    """Whose text it was is not known, and the one that did it may be far behind."""
+    reached, gate = threading.Event(), threading.Event()
+
+    def stand(*_) -> None:
+        reached.set()
+        gate.wait()
+
+    engine = ProvenEngine(await FakeEngine.load(FakeSettings(on_step=stand, step_tokens=64)))
+    blocks = [[f"block {b} text {n}" for n in range(64)] for b in range(8)]
+    blocks[0] = [BREAK] * 64
+    calls = [asyncio.create_task(engine.embed(blocks[0], priority=BULK))]
+    await asyncio.to_thread(reached.wait)
+    calls += [asyncio.create_task(engine.embed(texts, priority=BULK)) for texts in blocks[1:]]
+    query = asyncio.create_task(engine.embed(["a query"], priority=INTERACTIVE))
+    given_up = asyncio.create_task(engine.embed(["another"], priority=INTERACTIVE))
+    while engine.stats.pending_tokens < 8 * 64:
+        await asyncio.sleep(0.001)
+    given_up.cancel()
+    gate.set()
+    for found in await asyncio.gather(*calls, query, return_exceptions=True):
+        assert isinstance(found, EngineDied)
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert engine.stats.steps < 200  # nobody waits until each text has failed
+    await engine.close()
+
+
+async def test_what_is_said_of_a_broken_engine_quotes_nobody(engine, caplog):
+    with pytest.raises(EngineDied) as raised:
+        await engine.embed([f"a secret {BREAK}"], priority=BULK)
+    assert "secret" not in raised.value.message + caplog.text
+    assert "every text" in caplog.text
 
 
 async def test_a_broken_engine_takes_nothing_more(engine):
