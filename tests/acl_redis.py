@@ -42,10 +42,8 @@ class AclRedis:
             file.write(f"user {ADMIN} on ~* &* +@all\n")
         subprocess.run([str(self.deploy / "passwords.sh"), str(self.passwords)], check=True)
         (folder / "data").mkdir()
-        conf = self.deploy / "redis.conf"
-        conf.write_text(conf.read_text().replace("dir /data", f"dir {folder / 'data'}"))
         self._log = folder / "redis.log"
-        own = ("--bind", "127.0.0.1", "--port", str(self.port))
+        own = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder / "data"))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(self.deploy / "start.sh"), str(self.passwords), *own, *options],

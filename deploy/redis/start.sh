@@ -5,6 +5,7 @@
 #
 # PASSWORDS is a folder with a file for each user (see passwords.sh), named redis_USER or USER. Redis
 # gets the SHA-256 of each. A user without a file has no password and cannot log in.
+# --dir FOLDER is where Redis keeps its file, in place of the folder in redis.conf.
 # REDIS_SERVER and REDIS_CHECK_AOF name other programs, ACL_FILE a place for the users instead of
 # a folder of its own below TMPDIR (/tmp).
 set -eu
@@ -41,6 +42,14 @@ done < "$here/users.acl"
 check=${REDIS_CHECK_AOF:-redis-check-aof}
 damaged='format error|Expected prefix|Expected \\r\\n, got: (0[1-9a-f]|[1-9a-f].)(0[1-9a-f]|[1-9a-f].)'
 data=$(sed -n 's/^dir //p' "$here/redis.conf")
+left_out=
+last=
+for option in "$@"; do
+  case $last in
+    --[Dd][Ii][Rr]) data=$option left_out='/^dir /d' ;;
+  esac
+  last=$option
+done
 for file in "$data/appendonlydir/appendonly.aof.manifest" "$data/appendonly.aof"; do
   [ -f "$file" ] || continue
   found=$("$check" "$file" < /dev/null) && continue
@@ -51,4 +60,7 @@ for file in "$data/appendonlydir/appendonly.aof.manifest" "$data/appendonly.aof"
   fi
 done
 
-exec "${REDIS_SERVER:-redis-server}" "$here/redis.conf" --aclfile "$acl" "$@"
+# Redis would enter the folder of redis.conf first, and end where there is none.
+exec "${REDIS_SERVER:-redis-server}" - --aclfile "$acl" "$@" << END
+$(sed "$left_out" "$here/redis.conf")
+END

@@ -97,23 +97,30 @@ def test_what_is_wrong_with_the_base_is_left_for_redis_to_refuse(
     assert {path: path.read_bytes() for path in server.data_dir.rglob("*.aof")} == before
 
 
-@pytest.mark.parametrize("offset", [3, 11, 16, 40])
+@pytest.mark.parametrize(
+    ("offset", "told"), [(3, "conf"), (11, "conf"), (16, "conf"), (16, "option"), (40, "option")]
+)
 def test_the_deployments_start_does_the_same(
-    server: RedisServer, tmp_path: Path, offset: int
+    server: RedisServer, tmp_path: Path, offset: int, told: str
 ) -> None:
+    """Whether its folder is told in redis.conf or by an option."""
     raw, begin = written(server)
     file = growing_file(server.data_dir)
     deploy = tmp_path / "deploy"
     shutil.copytree(START.parent, deploy)
-    conf = deploy / "redis.conf"
-    conf.write_text(conf.read_text().replace("dir /data", f"dir {server.data_dir}"))
+    options = []
+    if told == "conf":
+        conf = deploy / "redis.conf"
+        conf.write_text(conf.read_text().replace("dir /data", f"dir {server.data_dir}"))
+    else:
+        options = ["--dir", str(tmp_path), "--port", "1", "--DIR", str(server.data_dir)]
     (tmp_path / "passwords").mkdir()
     tool = tmp_path / "redis-check-aof"  # the server's program under its other name
     tool.symlink_to(server.binary.path)
 
     def start() -> str:
-        told = subprocess.run(
-            [deploy / "start.sh", tmp_path / "passwords"],
+        done = subprocess.run(
+            [deploy / "start.sh", tmp_path / "passwords", *options],
             env={
                 "PATH": "/usr/bin:/bin",
                 "REDIS_SERVER": "true",
@@ -124,8 +131,8 @@ def test_the_deployments_start_does_the_same(
             text=True,
             timeout=30,
         )
-        assert told.returncode == 0, told.stderr
-        return told.stderr
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
     file.write_bytes(raw[: begin + offset])
     assert "half a transaction" in start()
