@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import redis
 
@@ -210,12 +210,14 @@ class Ledger:
     def mark(
         self,
         job: ClaimedJob,
-        place: int | None,
+        place: int | Literal["*"] | None,
         urgent: Iterable[keys.QueueName] = (),
         *,
         digest: str = "",
     ) -> int:
-        """Note that the engine gets the text at ``place`` of a suspect next; None: that it waits.
+        """Note that the engine gets the text at ``place`` of a suspect next.
+
+        None: that it waits while others run; "*": that all texts have run, and the rest is done.
 
         Returns in how many of the ``urgent`` queues something waits; raises ``JobCancelled`` when
         the job is no longer ours, and ``PoisonText`` when the text of this ``digest`` (see

@@ -1,8 +1,8 @@
--- Note which text of a suspect the engine gets next, before it gets it.
+-- Note which text of a suspect the engine gets next, before it gets it; or that it gets none now.
 --
 -- KEYS  vf:line:{line} zset, of the queues whose jobs should not wait long
--- ARGV  id, execution, queue, the text's place in the job, '' while the job waits for others;
---       the text's digest or ''
+-- ARGV  id, execution, queue, the text's place in the job, '' while the job waits for others,
+--       '*' when all texts have run; the text's digest or ''
 -- Returns -1 when the job is no longer ours, -2 when the text was condemned in another job, else how
 --       many queues have something waiting
 local id, execution, queue, place, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

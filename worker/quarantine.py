@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vecfleet.common import codec, keys
 from vecfleet.common.errors import (
@@ -128,6 +128,7 @@ class Quarantine:
                 await self._be_alone(visit_s)
                 await self._run_some(job, left, digests, run, told)
             visit_s = _VISIT_S
+        await self._note(job, "*")  # what dies from now on has not died of a text
         return told
 
     @asynccontextmanager
@@ -168,9 +169,11 @@ class Quarantine:
             left.pop()
             is_first = False
 
-    async def _note(self, job: ClaimedJob, place: int | None, digest: str = "") -> int:
+    async def _note(
+        self, job: ClaimedJob, place: int | Literal["*"] | None, digest: str = ""
+    ) -> int:
         """Note where the job is. Returns how many urgent jobs wait."""
-        urgent = self._urgent() if place is not None else ()
+        urgent = self._urgent() if isinstance(place, int) else ()
         return await self._persist(partial(self._ledger.mark, digest=digest), job, place, urgent)
 
     async def _persist(self, call: Callable[..., T], *arguments: Any) -> T:

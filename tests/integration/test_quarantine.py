@@ -396,6 +396,19 @@ async def test_texts_run_one_by_one_the_named_first_the_condemned_never(client):
     assert raised.value.indices == (1, 4)
 
 
+async def test_a_death_after_the_last_text_names_none(client):
+    ward, job = await suspect(client, vf_named=1)
+
+    async def run(place):
+        return place
+
+    assert await ward.quarantine.one_by_one(job, 2, run, texts=[("a",), ("b",)]) == [0, 1]
+    client.zadd(keys.lease(QUEUE), {f"j:{job.execution}": 1})
+    assert Ledger(client, "other").rescue([QUEUE]) == (1, 0)
+    assert client.hmget(keys.job("j"), "vf_attempts", "vf_named", "vf_deaths") == [b"2", None, b"1"]
+    assert client.exists(keys.poison(QUEUE.pool)) == 0
+
+
 async def test_a_suspect_waits_for_others_and_keeps_them_out(client):
     ward, job = await suspect(client)
     ward.windows["bulk"].take(10)  # another one runs
@@ -502,7 +515,7 @@ async def test_a_block_in_quarantine_costs_one_small_call_a_text(client):
     await ward.quarantine.one_by_one(job, 256, run)
     took_s = time.perf_counter() - began
     calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-    assert calls <= 256 + 2, f"{calls} calls in {took_s:.3f} s"
+    assert calls <= 256 + 3, f"{calls} calls in {took_s:.3f} s"
 
 
 async def test_suspects_take_turns_and_a_short_one_does_not_wait_for_a_long_one(client):
