@@ -109,6 +109,7 @@ class Slot:
     is_stopped: bool = False  # by SIGSTOP
     was_killed: bool = False  # by us, in this life
     codes: list[int] = field(default_factory=list)  # of ended lives
+    log_ends: list[int] = field(default_factory=list)  # where they left the log, bytes
 
     @property
     def worker(self) -> str:
@@ -139,8 +140,16 @@ class Slot:
         if code is None:
             return True
         self.codes.append(code)
+        log = Path(self.order.log)
+        self.log_ends.append(log.stat().st_size if log.exists() else 0)
         self.pid = 0
         return False
+
+    def log_of(self, life: int) -> str:
+        """What the ended life of this number wrote; the first one is 1."""
+        begin, end = [0, *self.log_ends][life - 1 : life + 1]
+        log = Path(self.order.log)
+        return log.read_bytes()[begin:end].decode(errors="replace") if end else ""
 
     def has_stopped(self) -> bool:
         """Whether it stands still, by SIGSTOP."""

@@ -17,10 +17,12 @@ from chaos.agenda import Agenda, Wanted, not_shown
 from chaos.client_ledger import Call
 from chaos.faults import Faults
 from chaos.fleet import Plan
+from chaos.launch import Order
 from chaos.leftovers import check_counts, unfinished
 from chaos.outcome import LEAST_RECOVERIES, Outcome
 from chaos.parts import Part, part
 from chaos.points import _die_at
+from chaos.roles import Slot
 from chaos.scenes import QUICK, die_at
 from chaos.verdict import Buried, Verdict
 
@@ -220,7 +222,41 @@ def test_only_sigkill_at_a_crash_point_counts(code, fired):
 def test_a_writer_alone_may_end_with_1(role):
     slot = Stub(f"{role}0", role)
     slot.codes = [-9, 0, 3, 1]
-    assert ends.strange(slot) == ([] if role == "aggregator" else [1])
+    assert ends.strange(slot) == ([] if role == "aggregator" else [4])
+
+
+HUNG = "the engine has done no step for 4 s: this worker ends\nTimeout (0:00:00.5)!\nThread 0x7f\n"
+BROKEN = "the engine fails on every text: RuntimeError\n"
+CRASHED = "Traceback (most recent call last):\nKeyError: 'a bug'\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "is_strange"),
+    [
+        (1, HUNG, False),
+        (1, BROKEN, False),
+        (1, CRASHED, True),
+        (1, "", True),
+        (-11, HUNG, False),
+        (-11, BROKEN, True),
+        (-6, "", False),
+    ],
+)
+def test_a_worker_that_a_text_ended_has_said_so_in_that_life(tmp_path, code, says, is_strange):
+    log, codes = tmp_path / "worker0.log", [-9, code, -9]
+    nursery = SimpleNamespace(start=lambda order: 1, code=lambda pid: codes[len(slot.codes)])
+    slot = Slot("worker0", "worker", Order((), log=str(log)), nursery)
+    for line in (HUNG + BROKEN, says, HUNG + BROKEN):
+        slot.start()
+        with log.open("a") as file:
+            file.write("worker ready\n" + line)
+        assert not slot.running()
+    assert ends.strange(slot, is_poisoned=True) == ([2] if is_strange else [])
+    assert ends.strange(slot) == [2]
+    fleet = SimpleNamespace(slots={"worker0": slot}, plan=Plan(poisoners=1))
+    told = ends.strange_ends(fleet)
+    expected = f"worker0 ended with [{code}]:\nworker ready\n{says}"
+    assert told == ([expected] if is_strange else [])
 
 
 # What is left in Redis
