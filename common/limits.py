@@ -15,6 +15,7 @@ WINDOW_TOKENS = 65_536  # interactive ones that a worker takes in without waitin
 MAX_TOP_K = 1000
 MAX_REPLY_BYTES = 16 << 20  # of the documents in one answer
 MAX_BODY_BYTES = 32 << 20
+MAX_COLLECTIONS = 1000  # of all tenants: each claim of merges asks Redis for as many queues
 
 BYTES_PER_TOKEN = 4
 _HITS_PER_TOKEN = 10

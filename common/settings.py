@@ -93,6 +93,7 @@ class Settings(BaseModel):
     max_unmerged_bytes: Count = 2 << 30
     max_dead_bytes: Count = 512 << 20
     max_submissions: Count = 200_000
+    max_collections: Count = limits.MAX_COLLECTIONS
     max_wait_s: float = Field(10.0, gt=0)
     dead_ttl_s: Annotated[int, Field(ge=60)] = DEAD_TTL_S
     max_body_bytes: Count = limits.MAX_BODY_BYTES

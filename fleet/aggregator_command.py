@@ -51,6 +51,7 @@ def aggregator(
             dead_ttl_s=chosen.dead_ttl_s,
             max_merge_bytes=chosen.max_merge_bytes,
             max_unmerged_bytes=chosen.max_unmerged_bytes,
+            max_collections=chosen.max_collections,
         )
 
     def search_config(cls: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vecfleet.common import keys, payloads
+from vecfleet.common.limits import MAX_COLLECTIONS
 from vecfleet.common.open_files import allow_files
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
@@ -21,10 +23,13 @@ from vecfleet.worker.role import beside, every, saying, stop_on_signals, unique_
 from vecfleet.worker.window import Window
 from vecfleet.worker.writer_lease import WriterLease
 
+log = logging.getLogger(__name__)
+
 _PUBLISH_S = 10.0
 _LEASE_RENEW_S = 2.0
 _MERGE_JOBS = 256
 _NO_LIMIT = 1 << 40
+_FILES_EACH = 16  # of a collection: four, and one a segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +42,13 @@ class AggregatorConfig:
     dead_ttl_s: int = keys.DEAD_TTL_S
     max_merge_bytes: int = 512 << 20
     max_unmerged_bytes: int = 2 << 30
+    max_collections: int = MAX_COLLECTIONS
 
 
 def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
     """Merge shards and keep the catalogue until SIGTERM or SIGINT; returns the exit code."""
-    allow_files()
+    most = _allowed_collections(config.max_collections, allow_files())
+    config = replace(config, max_collections=most)
     return asyncio.run(_aggregator(config, on_event))
 
 
@@ -63,7 +70,13 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
     try:
         async with beside(every(_LEASE_RENEW_S, lease.renew, on_stale)):
             catalog = Catalog.open(config.data_dir / INDEX_FOLDER, config.home, lease.token)
-            aggregator = Aggregator(catalog, client, lease.token, on_stale=on_stale)
+            aggregator = Aggregator(
+                catalog,
+                client,
+                lease.token,
+                on_stale=on_stale,
+                max_collections=config.max_collections,
+            )
             try:
                 await aggregator.writers.on_disk(aggregator.open)
                 await _merge(aggregator, config, (stop, hurry), on_stale, on_event)
@@ -110,6 +123,18 @@ async def _merge(
     publishing = every(_PUBLISH_S, aggregator.keeper.publish, on_stale)
     async with beside(publishing, aggregator.maintain()):
         await worker.run(stop, hurry=hurry)
+
+
+def _allowed_collections(wanted: int, files: int | None) -> int:
+    """How many of ``wanted`` collections a process that may open so many files can have."""
+    if files is None or files >= wanted * _FILES_EACH:
+        return wanted
+    most = max(1, files // _FILES_EACH)
+    log.warning(
+        "at most %d collections, not %d: this process may open %d files (ulimit -n)",
+        *(most, wanted, files),
+    )
+    return most
 
 
 async def _acquire(lease: WriterLease, stop: asyncio.Event) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -27,6 +27,9 @@ from vecfleet.worker.job import Answer, ClaimedJob
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 60.0
+_DAY_S = 24 * 3600
+
 _Result = TypeVar("_Result")
 
 
@@ -39,8 +42,14 @@ class CatalogKeeper:
         writers: CollectionWriters,
         client: redis.Redis,
         on_stale: Callable[[], None],
+        max_collections: int,
     ) -> None:
-        """``on_stale`` is called when a newer writer has taken over."""
+        """``on_stale`` is called when a newer writer has taken over.
+
+        A tenant may have as many collections as all leave free of ``max_collections``, and delete
+        as many of as many a day.
+        """
+        self._max_collections = max_collections
         self._catalog = catalog
         self._writers = writers
         self._redis = client
@@ -110,6 +119,7 @@ class CatalogKeeper:
             raise InvalidInput(f"spec: {error.message}", field="spec") from error
 
         def work() -> Collection:
+            self._check_room(name, tenant)
             collection = self._catalog.create(name, chosen, tenant)
             self._tenants |= {tenant}
             self._writers.adopt(collection)
@@ -117,6 +127,30 @@ class CatalogKeeper:
             return collection
 
         return Answer((await self._as_writer(work)).to_wire())
+
+    def _check_room(self, name: str, tenant: str) -> None:
+        """Raise ``QueueFull`` for a new collection that is more than the tenant's share."""
+        held = [(found.tenant, found.name) for found in self._writers.collections()]
+        if (tenant, name) in held:
+            return
+        if self._is_over_share(tenant, [owner for owner, _ in held]):
+            raise QueueFull(
+                f"this tenant has its share of the {self._max_collections} collections that there "
+                "may be: delete some, or have the operator raise VECFLEET_MAX_COLLECTIONS",
+                retry_after_s=_RETRY_S,
+            )
+        # What was sent to a deleted collection may come for days, and is waited for.
+        deleted = self._catalog.deleted(time.time() - _DAY_S)
+        if self._is_over_share(tenant, list(deleted.values())):
+            raise QueueFull(
+                f"of the {self._max_collections} collections that may be deleted in a day this "
+                "tenant has deleted its share: more are made some hours later",
+                retry_after_s=_RETRY_S,
+            )
+
+    def _is_over_share(self, tenant: str, tenants: Sequence[str]) -> bool:
+        """Whether one more is more than all leave free."""
+        return tenants.count(tenant) >= self._max_collections - len(tenants)
 
     async def delete(self, job: ClaimedJob) -> Answer:
         """``vecfleet.delete``: the uid of what was deleted.

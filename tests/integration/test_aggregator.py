@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from servers import eventually
 from vecfleet.common import keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory
-from vecfleet.common.errors import CorruptManifest, StaleWriter, Unavailable, UnknownCollection
+from vecfleet.common.errors import (
+    CorruptManifest,
+    QueueFull,
+    StaleWriter,
+    Unavailable,
+    UnknownCollection,
+)
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.aggregator_main import AggregatorConfig, run_aggregator
@@ -85,6 +92,45 @@ async def test_a_deletion_that_comes_again_touches_no_other_collection_of_the_na
     with pytest.raises(UnknownCollection, match="made anew"):
         await aggregator.keeper.delete(unknown)
     assert (await create(aggregator, "books")).uid == second.uid, "which is still there"
+
+
+async def test_no_tenant_has_more_collections_than_all_leave_free(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None, max_collections=4)
+    await made.writers.on_disk(made.open)
+    first = await create(made, "a0", "a")
+    await create(made, "a1", "a")
+    with pytest.raises(QueueFull, match=r"share of the 4 collections.*delete some"):
+        await create(made, "a2", "a")
+    assert await create(made, "a0", "a") == first, "what is there is no new one"
+    await create(made, "b0", "b")
+    with pytest.raises(QueueFull, match="share"):
+        await create(made, "b1", "b")
+    await create(made, "c0", "c")
+    with pytest.raises(QueueFull, match="share"):
+        await create(made, "d0", "d")
+    assert published(client, "a") == {"a0", "a1"} and published(client, "d") == set()
+    await delete(made, "c0", "c")
+    await create(made, "d0", "d")
+    await asyncio.to_thread(made.close)
+
+
+async def test_collections_are_not_made_and_deleted_without_end(
+    client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None, max_collections=4)
+    await made.writers.on_disk(made.open)
+    for _ in range(2):
+        await create(made, "a", "a")
+        await delete(made, "a", "a")
+    with pytest.raises(QueueFull, match="deleted its share"):
+        await create(made, "a", "a")
+    await create(made, "b", "b")
+    tomorrow = time.time() + 25 * 3600
+    monkeypatch.setattr("vecfleet.worker.catalog_keeper.time.time", lambda: tomorrow)
+    await create(made, "a", "a")
+    await asyncio.to_thread(made.close)
 
 
 def merge_job(collection: Collection, number: int) -> ClaimedJob:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from servers import Process
 
+from vecfleet.fleet.process import role_command
+
 FEW = 256
 
 
@@ -26,3 +28,16 @@ def test_the_processes_of_the_index_may_open_all_files_they_can(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     started.wait_for_line(r"(aggregator|search) ready")
     assert resource.prlimit(started.pid, resource.RLIMIT_NOFILE) == (hard, hard) != (FEW, hard)
+
+
+def test_there_are_no_more_collections_than_files_for_them(redis_url: str, tmp_path: Path) -> None:
+    writer = role_command(
+        *("aggregator", "--only", "writer", "--redis", redis_url, "--data", str(tmp_path))
+    )
+    limited = ["sh", "-c", 'ulimit -n 320 && exec "$@"', "sh", *writer]
+    process = Process(limited, env={"VECFLEET_MAX_COLLECTIONS": "21"})
+    try:
+        process.wait_for_line("at most 20 collections, not 21")
+        process.wait_for_line("aggregator ready")
+    finally:
+        process.close()
