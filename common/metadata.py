@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -27,7 +27,10 @@ def encode_metadata(metadata: object) -> bytes:
     """
     if not isinstance(metadata, dict):
         raise _invalid("metadata must be a JSON object")
-    _check_value(metadata, MAX_DEPTH)
+    if _check_value(metadata, MAX_DEPTH, limits.MAX_METADATA_BYTES) < 0:
+        raise _invalid(
+            f"metadata is too large; at most {limits.MAX_METADATA_BYTES} bytes are accepted"
+        )
     try:
         encoded = json.dumps(
             metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")
@@ -72,7 +75,7 @@ def _decoded(encoded: bytes) -> dict[str, Any]:
         raise _invalid("metadata must be a JSON object")
     # Few documents have so many brackets, also in their texts, that they could be too deep.
     if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH:
-        _check_value(value, MAX_DEPTH)
+        _check_value(value, MAX_DEPTH, len(encoded))
     return value
 
 
@@ -83,21 +86,33 @@ def _check_size(encoded: bytes) -> None:
         )
 
 
-def _check_value(value: object, depth: int) -> None:
-    """Raise where ``value`` is nested more than ``depth`` deep or holds too large a number."""
-    children: Iterable[object]
+def _check_value(value: object, depth: int, room_bytes: int) -> int:
+    """Raise where ``value`` is nested more than ``depth`` deep or holds too large a number.
+
+    Returns how much of ``room_bytes`` its JSON leaves at most; once that is less than 0, what else
+    it holds is not looked at.
+    """
+    children: Collection[object]
     if isinstance(value, dict):
         children = value.values()
     elif isinstance(value, list | tuple):
         children = value
+    elif isinstance(value, str):
+        return room_bytes - len(value)
     else:
         if isinstance(value, int) and not _LEAST_NUMBER <= value <= _MOST_NUMBER:
             raise _invalid("metadata holds a whole number of more than 64 bits; send it as text")
-        return
+        return room_bytes
     if depth == 0:
         raise _invalid(f"metadata is nested more than {MAX_DEPTH} deep")
+    room_bytes -= 2 * len(children)  # each has a byte at least, and one beside it
+    if room_bytes >= 0 and isinstance(value, dict):
+        room_bytes -= sum(len(key) for key in value if isinstance(key, str))
     for child in children:
-        _check_value(child, depth - 1)
+        if room_bytes < 0:
+            break
+        room_bytes = _check_value(child, depth - 1, room_bytes)
+    return room_bytes
 
 
 def _invalid(message: str) -> InvalidInput:

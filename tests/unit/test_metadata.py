@@ -65,6 +65,55 @@ def test_what_could_not_be_read_again_is_refused(value):
     assert caught.value.field == "metadata"
 
 
+def filled(count: int) -> dict:
+    """Metadata of ``6 + 2 * count`` bytes."""
+    return {"a": [1] * count + [10]}
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_large"),
+    [
+        (filled(MAX_METADATA_BYTES // 2 - 5), filled(MAX_METADATA_BYTES // 2 - 3)),
+        ({"a": [[]] * 5459}, {"a": [[]] * 5460}),
+        ({"a": "x" * (MAX_METADATA_BYTES - 8)}, {"a": "x" * (MAX_METADATA_BYTES - 7)}),
+        ({"x" * (MAX_METADATA_BYTES - 6): 1}, {"x" * (MAX_METADATA_BYTES - 5): 1}),
+    ],
+    ids=["numbers", "lists", "text", "name"],
+)
+def test_all_that_fits_is_taken(fits, too_large):
+    assert len(encode_metadata(fits)) > MAX_METADATA_BYTES - 4
+    with pytest.raises(InvalidInput, match="16384"):
+        encode_metadata(too_large)
+
+
+class Watched(list):
+    """A list that counts how many of its entries are looked at."""
+
+    seen = 0
+
+    def __iter__(self):
+        for entry in super().__iter__():
+            Watched.seen += 1
+            yield entry
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Watched([1] * 1_000_000),
+        Watched(Watched([1] * 10) for _ in range(100_000)),
+        Watched(["x" * 1000] * 1_000),
+        Watched([{"x" * 1000: 1}] * 1_000),
+    ],
+    ids=["numbers", "lists", "texts", "names"],
+)
+def test_what_cannot_fit_is_not_walked_to_its_end(value):
+    Watched.seen = 0
+    with pytest.raises(InvalidInput, match="16384"):
+        encode_metadata({"a": value})
+    assert Watched.seen <= MAX_METADATA_BYTES // 2
+
+
 DAMAGED = [
     b'{"a":"\\ud800"}',
     b'{"a":"\xff"}',
