@@ -20,9 +20,9 @@ from vecfleet.common.errors import (
 from vecfleet.gateway.config import GatewayLimits
 from vecfleet.gateway.context import RequestContext, context_of
 from vecfleet.gateway.errors import BODY
+from vecfleet.gateway.footprint import footprint
 from vecfleet.gateway.shares import Shares
 
-_MAX_CONTAINERS = 1_000_000  # a "[" costs a byte on the wire and 56 in memory
 _WATCH_AFTER_S = 0.05
 
 
@@ -43,8 +43,8 @@ class Bodies:
         From here on the request is cancelled when its client goes away: for work that nobody
         else has use for.
         """
-        raw = await self.read(request, max_bytes or self._limits.max_inference_body_bytes)
-        value = parse_json(raw)
+        max_bytes = max_bytes or self._limits.max_inference_body_bytes
+        value = await self.parse(request, await self.read(request, max_bytes))
         if not isinstance(value, dict):
             raise InvalidInput("the body must be a JSON object", field=BODY)
         return value
@@ -62,12 +62,29 @@ class Bodies:
             if context.buffered_bytes + len(part) > max_bytes:
                 raise _too_large(max_bytes)
             if not self._buffered.take(context.caller.tenant, len(part)):
-                raise Unavailable("the gateway holds too many large bodies", retry_after_s=1.0)
+                raise _too_many_bodies()
             context.buffered_bytes += len(part)
             parts.append(part)
         if watch:
             watch_client(request, context)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def parse(self, request: Request, raw: bytes) -> Any:
+        """The JSON value of the body ``raw``; what it takes in memory counts as its bytes do.
+
+        Raises an ``InvalidInput`` whose field is ``body``, or ``Unavailable``.
+        """
+        context = context_of(request)
+        most = self._limits.max_buffered_bytes // 2
+        values = await footprint(raw, most)
+        if values > most:
+            raise InvalidInput("the body holds too many values; split it", field=BODY)
+        held = context.buffered_bytes
+        self.release(context)  # and taken at once: what alone has a body can always have its values
+        if not self._buffered.take(context.caller.tenant, held + values):
+            raise _too_many_bodies()
+        context.buffered_bytes = held + values
+        return parse_json(raw)
 
     def release(self, context: RequestContext) -> None:
         """The request is over; what it held is free."""
@@ -133,8 +150,6 @@ def parse_json(raw: bytes) -> Any:
     """The JSON value in ``raw``: valid UTF-8, no NaN, nested at most 1024 deep."""
     if not raw:
         raise InvalidInput("the body is empty; send a JSON object", field=BODY)
-    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS:
-        raise InvalidInput("the body holds too many arrays and objects", field=BODY)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -143,3 +158,7 @@ def parse_json(raw: bytes) -> Any:
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body has more than {max_bytes} bytes; split it", field=BODY)
+
+
+def _too_many_bodies() -> Unavailable:
+    return Unavailable("the gateway holds too many large bodies", retry_after_s=1.0)

@@ -34,11 +34,11 @@ from vecfleet.gateway.metrics import HttpMetrics
 from vecfleet.gateway.query import query_flag, query_only
 from vecfleet.gateway.routing import Routes, json_response
 from vecfleet.gateway.shares import Shares
+from vecfleet.gateway.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-_YIELD_EVERY = 256  # documents checked before other requests get their turn
 _MAX_KEY_LENGTH = 256
 _SMALL_BYTES = 64 << 10
 _WRAPPED = frozenset(("documents",))
@@ -124,16 +124,9 @@ class Ingest:
     ) -> Response:
         # Not watched: what is half enqueued is finished, whether or not the client still waits.
         raw = await self._bodies.read(request, self._max_body_bytes, watch=False)
-        rows = _rows(parse_json(raw), self._limits.max_documents)
-        documents = []
-        for i, row in enumerate(rows):
-            try:
-                documents.append(_parse(row, collection))
-            except InvalidInput as error:
-                error.field = f"documents[{i}].{error.field}" if error.field else f"documents[{i}]"
-                raise
-            if i % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+        rows = _rows(await self._bodies.parse(request, raw), self._limits.max_documents)
+        del raw
+        documents = await _documents(rows, collection)
         try:
             await feeder.send(list(cut_blocks(documents)), wait_s=0.0)
         except VecfleetError:
@@ -166,8 +159,10 @@ class Ingest:
     async def _feed(self, request: Request, collection: Collection, feeder: Feeder) -> None:
         cutter = LineCutter(self._limits.max_line_bytes)
         async for part in self._bodies.stream(request, self._limits.stream_grace_s):
+            turns = Turns()
             for line in cutter.feed(part):
                 await self._add_line(line, collection, feeder)
+                await turns.give()
         for line in cutter.end():
             await self._add_line(line, collection, feeder)
         await feeder.flush()
@@ -217,6 +212,21 @@ def _rows(body: Any, max_documents: int) -> list[Any]:
             field="documents",
         )
     return rows
+
+
+async def _documents(rows: list[Any], collection: Collection) -> list[Document]:
+    """The documents of a body, whose rows are let go one after the other."""
+    turns = Turns()
+    documents = []
+    for i, row in enumerate(rows):
+        try:
+            documents.append(_parse(row, collection))
+        except InvalidInput as error:
+            error.field = f"documents[{i}].{error.field}" if error.field else f"documents[{i}]"
+            raise
+        rows[i] = None
+        await turns.give()
+    return documents
 
 
 def _parse(row: Any, collection: Collection) -> Document:
