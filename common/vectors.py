@@ -15,13 +15,15 @@ def parse_vector(value: Any, dimension: int, field: str = "vector") -> bytes:
 
     Raises ``InvalidVector`` naming ``field`` for a wrong dimension, zero, NaN or infinity.
     """
-    if not isinstance(value, list) or not all(type(x) is float or type(x) is int for x in value):
+    if not isinstance(value, list):
         raise InvalidVector(f"{field} must be a list of numbers", field=field)
     if len(value) != dimension:
         raise InvalidVector(
             f"{field} has {len(value)} numbers; the collection's vectors have {dimension}",
             field=field,
         )
+    if not all(type(x) is float or type(x) is int for x in value):
+        raise InvalidVector(f"{field} must be a list of numbers", field=field)
     try:
         length = math.hypot(*value)
     except OverflowError:

@@ -81,7 +81,9 @@ class Rerank:
         fields.only(body, _V1_FIELDS)
         if body.get("rank_fields") not in (None, ["text"]):
             raise InvalidInput("rank_fields can only be ['text']", field="rank_fields")
-        texts = [_text_of(entry, i) for i, entry in enumerate(fields.strings(body, "documents"))]
+        texts = fields.strings(body, "documents")
+        if len(texts) <= self._config.limits.max_rerank_documents:  # more are refused unread
+            texts = [_text_of(entry, i) for i, entry in enumerate(texts)]
         echo = fields.flag(body, "return_documents", False)
         top_n = fields.whole(body, "top_n", None, 1, _FAR)
         fields.whole(body, "max_chunks_per_doc", None, 1, _FAR)

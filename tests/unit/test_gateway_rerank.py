@@ -178,3 +178,10 @@ async def test_an_instruction_counts_once_a_document():
         assert fleet.calls == []
         fewer = {**body, "documents": ["a"] * 500}
         assert (await client.post("/v1/rerank", json=fewer)).status_code == 200
+
+
+async def test_too_many_documents_are_not_looked_at_one_by_one():
+    sent = {"query": "a", "documents": [{"no_text": "a"}] * 1001}
+    async with gateway_client(FakeFleet()) as client:
+        answer = await client.post("/v1/rerank", json=sent)
+    assert answer.json()["error"]["code"] == "too_many_items"

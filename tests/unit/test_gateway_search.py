@@ -7,8 +7,9 @@ from gateway_fakes import FakeFleet, gateway_client
 from gateway_responder import CARD, DIMENSION, vector
 
 from vecfleet.common.api_keys import add_key, new_key
-from vecfleet.common.errors import RedisUnavailable
+from vecfleet.common.errors import InvalidVector, RedisUnavailable
 from vecfleet.common.model import ModelCard
+from vecfleet.common.vectors import parse_vector
 
 SEARCH = "/collections/books/search"
 TEXTS = {"1": "red apples", "2": "green apples", "3": "blue sky"}
@@ -328,3 +329,8 @@ async def test_metrics_tell_of_requests_queues_and_workers():
         assert line in text.splitlines()
     assert without.status_code == 200
     assert "vecfleet_redis_up 0.0" in without.text
+
+
+def test_a_vector_of_another_length_is_not_looked_through():
+    with pytest.raises(InvalidVector, match="has 3 numbers"):
+        parse_vector(["a", "b", "c"], 2)
