@@ -28,8 +28,8 @@ async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> 
             continue
         try:
             # Apart at first: a context that fails half-way would be left with a pair that fits not.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
-            context.load_cert_chain(cert, key)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, _no_passphrase)
+            context.load_cert_chain(cert, key, _no_passphrase)
         except OSError as error:  # ssl.SSLError is one
             if str(error) != fault:
                 log.error("the TLS certificate stays as it was: %s", error)
@@ -37,3 +37,8 @@ async def follow_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> 
             continue
         stamps, fault = seen, ""
         log.info("the TLS certificate was read again")
+
+
+def _no_passphrase() -> str:
+    """Without it OpenSSL would ask for one on the terminal, and the whole gateway wait."""
+    return ""
