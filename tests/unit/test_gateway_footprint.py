@@ -9,7 +9,9 @@ import orjson
 import pytest
 from gateway_fakes import FakeFleet, gateway_client
 
+from vecfleet.common.errors import InvalidInput
 from vecfleet.gateway import footprint as module
+from vecfleet.gateway.body import parse_json
 from vecfleet.gateway.config import GatewayLimits
 from vecfleet.gateway.footprint import footprint
 
@@ -91,6 +93,19 @@ async def test_what_stands_in_texts_does_not_count_wherever_a_step_ends(monkeypa
 async def test_counting_ends_where_it_is_too_much():
     raw = listed(*[b"[]"] * 1_000_000)
     assert 1 << 21 < await footprint(raw, 1 << 21) < 64 << 20 < await footprint(raw, MANY)
+
+
+def test_cycles_are_not_looked_for_while_a_body_is_parsed():
+    begun = []
+    gc.callbacks.append(lambda phase, _: begun.append(phase))
+    try:
+        assert len(parse_json(DENSE["lists"])) == N
+    finally:
+        gc.callbacks.pop()
+    assert len(begun) < 10
+    with pytest.raises(InvalidInput):
+        parse_json(b"[")
+    assert gc.isenabled()
 
 
 EMBEDDINGS = "/v1/embeddings"
