@@ -92,7 +92,8 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             if self._in_headers:
-                if self._header_bytes == 0 and self._header_timer is None:
+                at_work = self.cycle is not None and not self.cycle.response_complete
+                if self._header_timer is None and not at_work:
                     self._await_headers(limits.header_timeout_s)
                 self._header_bytes += len(data)
             super().data_received(data)
@@ -108,6 +109,10 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
             without_request.pop(self, None)
             self._stop_timer()
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_headers = True  # of the next request, which may come before the answer
+            super().on_message_complete()
 
         def on_response_complete(self) -> None:
             self._in_headers = True

@@ -52,10 +52,12 @@ HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
 class Served:
     """An application whose requests wait until they are let go, behind the gateway's protocol."""
 
-    def __init__(self):
+    def __init__(self, header_timeout_s=60):
         self.running = 0
         self.let_go = asyncio.Event()
-        limits = GatewayLimits(max_connections=MOST, header_timeout_s=60, idle_timeout_s=60)
+        limits = GatewayLimits(
+            max_connections=MOST, header_timeout_s=header_timeout_s, idle_timeout_s=60
+        )
         config = uvicorn.Config(
             self.app,
             port=0,
@@ -164,6 +166,27 @@ async def test_more_of_them_are_refused_and_nothing_of_them_is_kept():
         served.let_go.set()
         await eventually(lambda: not served.connections)
         reader, _ = await served.connect(HEAD + b"\r\n")
+        assert await status(reader) == 200
+
+
+async def test_headers_without_end_are_cut_off_behind_a_request_too():
+    async with Served() as served:
+        _, writer = await served.connect(WAIT)
+        await eventually(lambda: served.running == 1)
+        writer.write(HEAD + b"x: " + b"a" * (8 << 20))
+        await eventually(lambda: not served.connections)
+        assert served.running == 1, "it did not take an answer"
+
+
+async def test_half_a_request_may_wait_for_the_one_before_it():
+    async with Served(header_timeout_s=0.05) as served:
+        reader, writer = await served.connect(WAIT)
+        await eventually(lambda: served.running == 1)
+        (protocol,) = served.server.server_state.connections
+        writer.write(HEAD)
+        await eventually(lambda: protocol._header_bytes == len(HEAD))
+        assert protocol._header_timer is None, "its time has not begun"
+        served.let_go.set()
         assert await status(reader) == 200
 
 
