@@ -192,6 +192,11 @@ def lease(queue: object) -> str:
     return f"vf:lease:{queue}"
 
 
+def parked(queue: object) -> str:
+    """What waits until a merge queue has room."""
+    return f"vf:parked:{queue}"
+
+
 def load(queue: object) -> str:
     """What waits in ``queue``: tokens, bytes, jobs."""
     return f"vf:load:{queue}"

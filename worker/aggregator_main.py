@@ -26,6 +26,7 @@ from vecfleet.worker.writer_lease import WriterLease
 log = logging.getLogger(__name__)
 
 _PUBLISH_S = 10.0
+_ASK_DELETED_S = 5.0
 _LEASE_RENEW_S = 2.0
 _MERGE_JOBS = 256
 _NO_LIMIT = 1 << 40
@@ -121,7 +122,8 @@ async def _merge(
         on_event=saying(f"aggregator ready: {config.data_dir}", on_event),
     )
     publishing = every(_PUBLISH_S, aggregator.keeper.publish, on_stale)
-    async with beside(publishing, aggregator.maintain()):
+    asking = every(_ASK_DELETED_S, aggregator.keeper.ask_deleted, on_stale)
+    async with beside(publishing, asking, aggregator.maintain()):
         await worker.run(stop, hurry=hurry)
 
 

@@ -30,7 +30,7 @@ from vecfleet.common.errors import (
     Unavailable,
     UnknownCollection,
 )
-from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT
+from vecfleet.common.keys import DEFAULT_HOME, DEFAULT_TENANT, SUBMISSION_TTL_S
 from vecfleet.common.names import check_name, new_id
 from vecfleet.worker.commit_mark import CommitMark
 from vecfleet.worker.disk_reserve import DiskReserve
@@ -39,6 +39,7 @@ from vecfleet.worker.sqlite_file import SqliteFile
 
 INDEX_FOLDER = "index"  # below the data folder
 FILE_NAME = "catalog.db"
+_REMEMBERED_S = 2 * SUBMISSION_TTL_S  # a deletion; nothing comes so long after it
 _UID = re.compile(r"[0-9a-f]{32}")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL,
@@ -205,6 +206,9 @@ class Catalog:
             self._db.execute("DELETE FROM collections WHERE uid = ?", (uid,))
             self._db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (uid, time.time()))
             self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", (uid, tenant))
+            old = (time.time() - _REMEMBERED_S,)
+            self._db.execute("DELETE FROM deleted WHERE removed = 1 AND deleted_s < ?", old)
+            self._db.execute("DELETE FROM deleted_of WHERE uid NOT IN (SELECT uid FROM deleted)")
 
     def remove_deleted(self) -> None:
         """Remove the files of deleted collections, whose writers must be closed.

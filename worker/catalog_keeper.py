@@ -28,7 +28,8 @@ from vecfleet.worker.job import Answer, ClaimedJob
 log = logging.getLogger(__name__)
 
 _RETRY_S = 60.0
-_DAY_S = 24 * 3600
+_DELETIONS_EACH = 20
+_LOOK_AT = 1000  # queues, in one round trip
 
 _Result = TypeVar("_Result")
 
@@ -46,8 +47,8 @@ class CatalogKeeper:
     ) -> None:
         """``on_stale`` is called when a newer writer has taken over.
 
-        A tenant may have as many collections as all leave free of ``max_collections``, and delete
-        as many of as many a day.
+        A tenant may have as many collections as all leave free of ``max_collections``. Of
+        ``_DELETIONS_EACH`` times as many it may have deleted the same share in a week.
         """
         self._max_collections = max_collections
         self._catalog = catalog
@@ -59,6 +60,7 @@ class CatalogKeeper:
     def open(self) -> None:
         """Publish the catalogue whose writers are open."""
         self._tenants = self._catalog.tenants()
+        self.ask_deleted()
         try:
             self._publish()
         except QueueFull as error:
@@ -68,6 +70,26 @@ class CatalogKeeper:
         """Make Redis's copy of the catalogue true again, whatever happened to it; waits for it."""
         # In the thread that creates and deletes: a copy of an older state must not come last.
         self._writers.submit(self._publish).result()
+
+    def ask_deleted(self) -> None:
+        """Have those merge queues of deleted collections asked in which there is something.
+
+        So what was on its way is claimed and discarded, and those that are empty cost claims
+        nothing.
+        """
+        deleted = list(self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S).items())
+        asked: dict[str, str] = {}
+        for start in range(0, len(deleted), _LOOK_AT):
+            some = deleted[start : start + _LOOK_AT]
+            with translated():
+                pipe = self._redis.pipeline(transaction=False)
+                for uid, tenant in some:
+                    name = keys.merge_queue(uid, tenant)
+                    waiting = keys.queue_list(name), keys.parked(name)
+                    pipe.exists(*waiting, keys.lease(name), keys.dead(name))
+                found = pipe.execute()
+            asked.update(one for one, is_there in zip(some, found, strict=True) if is_there)
+        self._writers.ask_deleted(asked)
 
     def _publish(self) -> None:
         self._catalog.check_writer()  # one who went on after a freeze knows an older state
@@ -133,24 +155,21 @@ class CatalogKeeper:
         held = [(found.tenant, found.name) for found in self._writers.collections()]
         if (tenant, name) in held:
             return
-        if self._is_over_share(tenant, [owner for owner, _ in held]):
+        if _is_over_share(tenant, [owner for owner, _ in held], self._max_collections):
             raise QueueFull(
                 f"this tenant has its share of the {self._max_collections} collections that there "
                 "may be: delete some, or have the operator raise VECFLEET_MAX_COLLECTIONS",
                 retry_after_s=_RETRY_S,
             )
-        # What was sent to a deleted collection may come for days, and is waited for.
-        deleted = self._catalog.deleted(time.time() - _DAY_S)
-        if self._is_over_share(tenant, list(deleted.values())):
+        # What was sent to a deleted collection may come for so long, and is waited for.
+        deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
+        most = _DELETIONS_EACH * self._max_collections
+        if _is_over_share(tenant, list(deleted.values()), most):
             raise QueueFull(
-                f"of the {self._max_collections} collections that may be deleted in a day this "
-                "tenant has deleted its share: more are made some hours later",
+                f"of the {most} collections that may be deleted in a week this tenant has deleted "
+                "its share: no more are made until some of that is longer ago",
                 retry_after_s=_RETRY_S,
             )
-
-    def _is_over_share(self, tenant: str, tenants: Sequence[str]) -> bool:
-        """Whether one more is more than all leave free."""
-        return tenants.count(tenant) >= self._max_collections - len(tenants)
 
     async def delete(self, job: ClaimedJob) -> Answer:
         """``vecfleet.delete``: the uid of what was deleted.
@@ -194,6 +213,11 @@ class CatalogKeeper:
             self._catalog.remove_deleted()
         except (VecfleetError, OSError) as error:
             log.warning("files of deleted collections stay for now: %s", error)
+
+
+def _is_over_share(tenant: str, tenants: Sequence[str], most: int) -> bool:
+    """Whether one more of ``tenant`` is more than all of ``tenants`` leave free of ``most``."""
+    return tenants.count(tenant) >= most - len(tenants)
 
 
 def _named(job: ClaimedJob) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -37,7 +36,7 @@ class CollectionWriters:
         self._writers: dict[str, PartitionWriter] = {}
         self._collections: dict[str, Collection] = {}
         self._out_of_service: set[str] = set()  # uids whose manifest cannot be read
-        self._deleted: dict[str, str] = {}  # the tenants, by uid
+        self._deleted: dict[str, str] = {}  # the tenants, by uid, of those that are asked for
 
     def submit(self, work: Callable[[], _Result]) -> Future[_Result]:
         """Run ``work`` in the one thread that writes."""
@@ -56,8 +55,6 @@ class CollectionWriters:
                 log.error("cannot open %s, trying again with its shards: %s", collection.uid, error)
             except (CorruptManifest, SpaceMismatch) as error:
                 self.retire(collection.uid, error)
-        # What is still on its way to a deleted collection is claimed and discarded.
-        self._deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
 
     def close(self) -> None:
         """End the thread and close the writers; call it when nothing else is running."""
@@ -128,6 +125,10 @@ class CollectionWriters:
             writer.close()  # ends the children, which would go on writing into the folder
         self._deleted = {**self._deleted, uid: tenant}
         self._collections.pop(uid, None)
+
+    def ask_deleted(self, tenants: dict[str, str]) -> None:
+        """Of the deleted collections, ask the merge queues of these uids, with their tenants."""
+        self._deleted = tenants
 
     def was_deleted(self, uid: str) -> bool:
         """Whether there was such a collection once."""

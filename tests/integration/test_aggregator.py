@@ -119,6 +119,7 @@ async def test_no_tenant_has_more_collections_than_all_leave_free(
 async def test_collections_are_not_made_and_deleted_without_end(
     client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vecfleet.worker.catalog_keeper._DELETIONS_EACH", 1)
     made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None, max_collections=4)
     await made.writers.on_disk(made.open)
     for _ in range(2):
@@ -127,10 +128,35 @@ async def test_collections_are_not_made_and_deleted_without_end(
     with pytest.raises(QueueFull, match="deleted its share"):
         await create(made, "a", "a")
     await create(made, "b", "b")
-    tomorrow = time.time() + 25 * 3600
-    monkeypatch.setattr("vecfleet.worker.catalog_keeper.time.time", lambda: tomorrow)
+    later = time.time() + keys.SUBMISSION_TTL_S + 60
+    monkeypatch.setattr("vecfleet.worker.catalog_keeper.time.time", lambda: later)
     await create(made, "a", "a")
     await asyncio.to_thread(made.close)
+
+
+@pytest.mark.parametrize("where", ["rq:queue:", "vf:parked:", "vf:lease:", "rq:failed:"])
+async def test_of_deleted_collections_those_are_asked_in_which_something_waits(
+    client: redis.Redis, tmp_path: Path, where: str
+) -> None:
+    made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None)
+    await made.writers.on_disk(made.open)
+    first, second = await create(made, "first", "a"), await create(made, "second")
+    for collection in (first, second):
+        await delete(made, collection.name, collection.tenant)
+        assert collection.merge_queue in made.queues(), "something may be there"
+    made.keeper.ask_deleted()
+    assert [queue.task for queue in made.queues()] == ["catalog"], "a claim asks no more for it"
+    if where in ("vf:lease:", "rq:failed:"):
+        client.zadd(f"{where}{first.merge_queue}", {"job": 1})
+    else:
+        client.rpush(f"{where}{first.merge_queue}", "job")
+    made.keeper.ask_deleted()
+    assert [queue for queue in made.queues() if queue.task == "merge"] == [first.merge_queue]
+    await asyncio.to_thread(made.close)
+    again = Aggregator(Catalog.open(tmp_path), client, 2, on_stale=lambda: None)
+    await again.writers.on_disk(again.open)
+    assert [queue for queue in again.queues() if queue.task == "merge"] == [first.merge_queue]
+    await asyncio.to_thread(again.close)
 
 
 def merge_job(collection: Collection, number: int) -> ClaimedJob:

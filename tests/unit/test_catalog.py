@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from vecfleet.common.collection import CollectionSpec
@@ -83,6 +85,19 @@ def test_delete_removes_the_directory_and_frees_the_name(catalog):
     again = catalog.create("docs", CollectionSpec("model", "space", 8))
     assert again.uid != made.uid
     assert not catalog.was_deleted(again.uid)
+
+
+def test_deletions_are_not_remembered_for_ever(catalog, monkeypatch):
+    old = catalog.create("old", SPEC)
+    catalog.delete("old")
+    catalog.remove_deleted()
+    lately = catalog.create("lately", SPEC)
+    after = time.time() + 15 * 24 * 3600
+    monkeypatch.setattr("vecfleet.worker.catalog.time.time", lambda: after)
+    catalog.delete("lately")
+    assert not catalog.was_deleted(old.uid)
+    assert catalog.was_deleted(lately.uid)
+    assert catalog.deleted(0) == {lately.uid: "-"}
 
 
 def test_a_deletion_that_was_interrupted_is_finished_at_the_next_start(catalog, tmp_path):
