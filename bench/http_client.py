@@ -22,6 +22,11 @@ class Answer:
     body: bytes
     seconds: float
 
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return int(self.head.split(b" ", 2)[1])
+
     def header(self, name: bytes) -> bytes:
         """A header's value, by its name in small letters; empty where there is none."""
         for line in self.head.split(b"\r\n")[1:]:
@@ -74,7 +79,7 @@ class Connection(asyncio.Protocol):
     async def send(self, request: bytes) -> Answer:
         """Send a whole request; raises ``EngineFailed`` for every status but 200."""
         answer = await self.ask(request)
-        if answer.head.split(b" ", 2)[1] != b"200":
+        if answer.status != 200:
             raise EngineFailed(f"the gateway answered {answer.head[:40]!r}: {answer.body[:300]!r}")
         return answer
 
@@ -102,9 +107,10 @@ def post(path: str, body: dict[str, Any], headers: Mapping[str, str] | None = No
     return head.encode() + data
 
 
-def embeddings_request(texts: Sequence[str]) -> bytes:
+def embeddings_request(texts: Sequence[str], headers: Mapping[str, str] | None = None) -> bytes:
     """A request for the vectors of ``texts``, as base64."""
-    return post("/v1/embeddings", {"input": list(texts), "encoding_format": "base64"})
+    body = {"input": list(texts), "encoding_format": "base64"}
+    return post("/v1/embeddings", body, headers)
 
 
 async def send_all(address: tuple[str, int], requests: Sequence[bytes], at_once: int) -> float:

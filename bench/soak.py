@@ -2,8 +2,9 @@
 
 The engine has a fixed speed. Clients send documents over HTTP ten times as fast as it embeds, while
 others ask for the vectors of single queries. What must hold: memory is flat, refusals come at once,
-and queries are answered about as fast as without the flood. Prints one line of JSON; the exit code
-is 1 when a target is missed.
+and queries are answered about as fast as without the flood. Then one tenant asks queries ten times
+as fast as they can be answered, while another asks one at a time. Prints one line of JSON; the exit
+code is 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from typing import Any, cast
 import click
 
 from vecfleet.bench import http_client, processes
-from vecfleet.bench.http_client import Answer, Connection
+from vecfleet.bench.http_client import Connection
+from vecfleet.bench.query_flood import QueryFlood, flood_queries
+from vecfleet.bench.soak_worker import STEP_TOKENS
+from vecfleet.common.api_keys import add_key, new_key
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import VecfleetError
 from vecfleet.common.fleet_client import FleetClient
@@ -53,6 +57,11 @@ TARGETS = {
     "redis_growth": 0.05,
     "queries_failed": 0,
     "unexpected": 0,  # answers to the flood that are neither 202 nor 429
+    # A query while another tenant asks ten times what can be answered, in calls of two steps: it
+    # waits for one such call until it is claimed, and for two in the engine, however many wait.
+    "guest_p99_ratio": 10.0,
+    "crowd_refused_p99_ms": 50.0,
+    "guest_failed": 0,
 }
 _SAMPLE_S = 1.0
 _START_S = 60.0
@@ -94,24 +103,39 @@ async def _run(folder: Path, duration_s: float) -> dict[str, Any]:
     with ExitStack() as stack:
         (folder / "redis").mkdir()
         redis = stack.enter_context(RedisServer(folder / "redis", append_only=False))
-        port = free_port()
-        pids = stack.enter_context(_roles(folder, redis.url, port))
+        port, keyed_port = free_port(), free_port()
+        crowd, guest = (_key(folder / "keys.json", tenant) for tenant in ("crowd", "guest"))
+        pids = stack.enter_context(_roles(folder, redis.url, port, keyed_port))
         async with FleetClient(connect_async(redis.url)) as client:
             address = ("127.0.0.1", port)
             collection = await _ready(client, address)
             calm = Soak()
             await _query_for(address, calm, min(30.0, duration_s / 6))
+            flood = await flood_queries(
+                ("127.0.0.1", keyed_port),
+                crowd,
+                guest,
+                text=TEXT,
+                texts_per_s=STEP_TOKENS / TOKENS_READ / STEP_S,
+                duration_s=min(60.0, duration_s / 6),
+            )
             busy = Soak()
             await asyncio.gather(
                 _flood_for(address, busy, collection.name, duration_s),
                 _query_for(address, busy, duration_s),
                 _watch_for(client, pids, busy, duration_s),
             )
-    return _result(calm, busy, duration_s)
+    return _result(calm, busy, flood, duration_s)
+
+
+def _key(file: Path, tenant: str) -> str:
+    shown, entry = new_key(tenant)
+    add_key(file, entry)
+    return shown
 
 
 @contextmanager
-def _roles(folder: Path, redis_url: str, port: int) -> Iterator[dict[str, int]]:
+def _roles(folder: Path, redis_url: str, port: int, keyed_port: int) -> Iterator[dict[str, int]]:
     """The fleet's processes; their ids by name."""
     settings = Settings.checked({"max_queue_tokens": QUEUE_TOKENS})
     environment = settings.environment(
@@ -123,6 +147,9 @@ def _roles(folder: Path, redis_url: str, port: int) -> Iterator[dict[str, int]]:
         "writer": role_command("aggregator", "--only", "writer"),
         "worker": worker,
         "gateway": role_command("gateway", "--port", str(port), "--no-keys"),
+        "keyed gateway": role_command(
+            "gateway", "--port", str(keyed_port), "--keys-file", str(folder / "keys.json")
+        ),
     }
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -161,16 +188,10 @@ async def _ready(client: FleetClient, address: tuple[str, int]) -> Collection:
         await asyncio.sleep(0.2)
 
 
-def _status(answer: Answer) -> str:
-    return answer.head.split(b" ", 2)[1].decode()
-
-
 async def _flood_for(
     address: tuple[str, int], soak: Soak, collection: str, duration_s: float
 ) -> None:
     """Send documents ten times as fast as the engine embeds them, whatever the answers are."""
-    from vecfleet.bench.soak_worker import STEP_TOKENS
-
     capacity = STEP_TOKENS / TOKENS_READ / STEP_S  # documents a second
     pause_s = FLOODERS * DOCUMENTS / (TIMES_CAPACITY * capacity)
     ends = time.monotonic() + duration_s
@@ -189,8 +210,8 @@ async def _flood_for(
             path = f"/collections/{collection}/documents"
             keyed = {"idempotency-key": f"call {next_id}"} if next_id // DOCUMENTS % 2 else None
             answer = await connection.ask(http_client.post(path, {"documents": documents}, keyed))
-            soak.statuses[_status(answer)] += 1
-            if _status(answer) == "429":
+            soak.statuses[str(answer.status)] += 1
+            if answer.status == 429:
                 soak.refused_s.append(answer.seconds)
 
     connections = [await Connection.open(address) for _ in range(FLOODERS)]
@@ -212,7 +233,7 @@ async def _query_for(address: tuple[str, int], soak: Soak, duration_s: float) ->
         while time.monotonic() < ends:
             request = http_client.embeddings_request([f"a question {len(soak.queries_s)}"])
             answer = await connection.ask(request)
-            if _status(answer) == "200":
+            if answer.status == 200:
                 soak.queries_s.append(answer.seconds)
             else:
                 soak.queries_failed += 1
@@ -256,7 +277,7 @@ def _growth(samples: list[int]) -> float:
     return statistics.median(settled[-part:]) / before - 1 if before else 0.0
 
 
-def _result(calm: Soak, busy: Soak, duration_s: float) -> dict[str, Any]:
+def _result(calm: Soak, busy: Soak, flood: QueryFlood, duration_s: float) -> dict[str, Any]:
     for sample in busy.memory:  # what is kept on purpose is told apart
         sample["redis"] -= int(sample.pop("accepted") * busy.submission_bytes)
     names = busy.memory[0].keys()
@@ -268,6 +289,9 @@ def _result(calm: Soak, busy: Soak, duration_s: float) -> dict[str, Any]:
         "redis_growth": growth["redis"],
         "queries_failed": busy.queries_failed,
         "unexpected": busy.statuses.total() - busy.statuses["202"] - busy.statuses["429"],
+        "guest_p99_ratio": _p(flood.guest_s, 0.99) / _p(calm.queries_s, 0.99),
+        "crowd_refused_p99_ms": 1000 * _p(flood.refused_s, 0.99),
+        "guest_failed": flood.guest_failed,
     }
     kept = {name: measured[name] <= target for name, target in TARGETS.items()}
     return {
@@ -282,6 +306,10 @@ def _result(calm: Soak, busy: Soak, duration_s: float) -> dict[str, Any]:
         "query_p50_ms": round(1000 * _p(busy.queries_s, 0.5), 1),
         "query_p99_ms": round(1000 * _p(busy.queries_s, 0.99), 1),
         "unloaded_p99_ms": round(1000 * _p(calm.queries_s, 0.99), 1),
+        "guest_p50_ms": round(1000 * _p(flood.guest_s, 0.5), 1),
+        "guest_p99_ms": round(1000 * _p(flood.guest_s, 0.99), 1),
+        "crowd_p99_ms": round(1000 * _p(flood.accepted_s, 0.99), 1),
+        "crowd_statuses": dict(flood.statuses),
         "growth": growth,
         "submission_bytes": round(busy.submission_bytes),
         "peak_mib": {name: max(s[name] for s in busy.memory) >> 20 for name in names},

@@ -83,7 +83,7 @@ class RoundTrips:
     def _max_ahead(self, queue: keys.QueueName, timeout_s: float) -> int:
         """Tokens that a call may wait for: past that it is told at once to come again.
 
-        Where nobody knows yet what the workers can do, it is what one takes in without a wait.
+        Where nobody knows yet what the workers can do, it is what one holds at most.
         """
         if queue.task not in ("embed", "rerank"):
             return 0

@@ -51,6 +51,7 @@ class EngineStats:
     pending_tokens: int  # waiting or in the running step
     bulk_step_p50_s: float  # median of the last 256 bulk forward passes, 0.0 before the first
     bulk_tokens: int = 0  # those of ``tokens`` that were computed for bulk
+    step_tokens: int = 0  # what a forward pass of several texts takes at most; 0: it has none
     stalled_s: float = 0.0  # for how long something that was given to it has not got on
     state: EngineState = "ready"  # else its process died, and it takes no calls
     loading_s: float = 0.0  # for how long it has been started anew

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vecfleet.common import keys, payloads
-from vecfleet.common.limits import WINDOW_TOKENS
 from vecfleet.common.redis_client import connect
 from vecfleet.worker.activity import Activity
 from vecfleet.worker.batch_worker import BatchWorker
@@ -27,7 +26,7 @@ from vecfleet.worker.rerank_handler import RerankHandler
 from vecfleet.worker.resources import MachineGauge, ResourceWatch
 from vecfleet.worker.role import beside, every, saying, stop_on_signals, unique_name
 from vecfleet.worker.status import EngineStatus
-from vecfleet.worker.window import ResourceLimits, Window
+from vecfleet.worker.window import ResourceLimits, Window, interactive_tokens
 
 _BULK_TOKENS = 131_072  # about four blocks of passages: the next ones are there when one is done
 
@@ -94,7 +93,7 @@ async def _serve(
     queues = _engine_queues(engine)
     pools = tuple(dict.fromkeys(queue.pool for queue in queues))
     urgent = [queue for queue in queues if queue.lane == "interactive"]
-    windows = _engine_windows()
+    windows = _engine_windows(engine)
     watch = ResourceWatch(windows, config.limits, MachineGauge(engine.device), width=card.dimension)
     packing = Activity()
     quarantine = Quarantine(ledger, windows, urgent=lambda: urgent)
@@ -104,7 +103,13 @@ async def _serve(
         handlers=_engine_handlers(engine, quarantine, packing),
         windows=windows,
         quarantine=quarantine,
-        announce=_announcer(engine, pools, watch, partial(loop.call_soon_threadsafe, on_broken)),
+        announce=_announcer(
+            engine,
+            pools,
+            watch,
+            windows["interactive"],
+            partial(loop.call_soon_threadsafe, on_broken),
+        ),
         on_broken=on_broken,
         is_ready=lambda: engine.stats.state == "ready",
         on_event=saying(
@@ -132,12 +137,17 @@ def _announcer(
     engine: Engine,
     pools: tuple[str, ...],
     watch: ResourceWatch,
+    queries: Window,
     on_broken: Callable[[], object],
 ) -> Callable[[], Announcement]:
-    """What the worker says of itself, asked on any thread; ``on_broken`` is called there too."""
+    """What the worker says of itself, asked on any thread; ``on_broken`` is called there too.
+
+    ``queries`` is moved as the engine's speed gets known.
+    """
     status = EngineStatus(engine)
 
     def announce() -> Announcement:
+        queries.limit(interactive_tokens(status.tokens_per_s, engine.stats.step_tokens))
         says = {**status.fields(), **watch.fields()}
         state = engine.stats.state
         if state == "ready":
@@ -149,9 +159,10 @@ def _announcer(
     return announce
 
 
-def _engine_windows() -> dict[keys.Lane, Window]:
+def _engine_windows(engine: Engine) -> dict[keys.Lane, Window]:
+    queries = interactive_tokens(0.0, engine.stats.step_tokens)
     return {
-        "interactive": Window(max_tokens=WINDOW_TOKENS, max_jobs=512),
+        "interactive": Window(max_tokens=queries, max_jobs=512, min_jobs=2),
         "bulk": Window(max_tokens=_BULK_TOKENS, max_jobs=32, min_jobs=2),
     }
 

@@ -17,6 +17,11 @@ class EngineStatus:
         self._tokens_per_s = 0.0
         self._was_full = False
 
+    @property
+    def tokens_per_s(self) -> float:
+        """What the engine can do, as far as is known."""
+        return self._tokens_per_s
+
     def fields(self) -> dict[str, str | int | float]:
         """For ``vf:worker:{worker}``. The rate is that of busy time: what the engine can do.
 

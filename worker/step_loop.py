@@ -137,6 +137,7 @@ class StepLoop(Generic[P]):
                 if self._bulk_steps_s
                 else 0.0,
                 bulk_tokens=self._bulk_tokens,
+                step_tokens=self._batcher.step_tokens,
                 stalled_s=self._activity.stalled_s,
             )
 

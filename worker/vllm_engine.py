@@ -122,7 +122,12 @@ class VllmEngine(TextEngine):
     def stats(self) -> EngineStats:
         """See ``Engine.stats``. Busy is the time with texts in flight."""
         keeper = self._keeper
-        return replace(self._counters.stats(), state=keeper.state, loading_s=keeper.loading_s)
+        return replace(
+            self._counters.stats(),
+            step_tokens=keeper.step_tokens,
+            state=keeper.state,
+            loading_s=keeper.loading_s,
+        )
 
     async def close(self) -> None:
         """See ``Engine.close``."""

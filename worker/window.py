@@ -5,7 +5,24 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from vecfleet.common.limits import WINDOW_TOKENS
+
 MAX_BYTES = 128 << 20  # of jobs' data in flight, unless told otherwise
+
+
+_HELD_STEPS = 3  # that the engine never waits for the next one
+_HELD_S = 0.1
+
+
+def interactive_tokens(tokens_per_s: float, step_tokens: int) -> int:
+    """How many tokens of queries a worker holds, at a rate that 0 stands for while it is unknown.
+
+    What it holds is computed in the order of arrival, whosever it is: who comes next, of another
+    tenant too, waits for it. What stays in Redis is claimed by turns.
+    """
+    if not step_tokens:
+        return WINDOW_TOKENS
+    return min(WINDOW_TOKENS, max(_HELD_STEPS * step_tokens, int(_HELD_S * tokens_per_s)))
 
 
 @dataclass(frozen=True, slots=True)

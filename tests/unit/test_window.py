@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from vecfleet.worker.window import MAX_BYTES, Room, Window
+import pytest
+
+from vecfleet.worker.window import MAX_BYTES, Room, Window, interactive_tokens
 
 
 def test_room_shrinks_with_what_is_taken_and_comes_back():
@@ -81,3 +83,20 @@ def test_bytes_are_bounded_whatever_the_tokens_say():
     assert window.room() is None
     window.give_back(1, 60)
     assert window.room() == Room(8, 999, 30)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "step_tokens", "held"),
+    [
+        (0.0, 1024, 3072),  # the speed is not known yet
+        (3_000.0, 1024, 3072),
+        (200_000.0, 4096, 20_000),
+        (200_000.0, 16_384, 49_152),
+        (9_000_000.0, 16_384, 65_536),
+        (50_000.0, 0, 65_536),  # no steps
+    ],
+)
+def test_queries_that_a_worker_holds_are_a_tenth_of_a_second_or_three_steps(
+    tokens_per_s, step_tokens, held
+):
+    assert interactive_tokens(tokens_per_s, step_tokens) == held
