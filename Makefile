@@ -3,6 +3,8 @@
 # PYTHON       the interpreter for the environment; by default the first of 3.11, 3.12, 3.13 found
 # VENV         where the environment is made (.venv)
 # TORCH_INDEX  where pip finds torch's CPU build; without it, pip's own configuration decides
+# DURATION     seconds of chaos and soak (1800)
+# SEED, CASES  of chaos and fuzz, of fuzz; CHAOS_ARGS, FUZZ_ARGS, PYTEST_ARGS: more options
 
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
@@ -32,7 +34,7 @@ VLLM := $(VLLM_VENV)/.installed
 .PHONY: help demo test test-bench test-vllm unit chaos fuzz soak lint types bench clean
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM)
