@@ -98,20 +98,20 @@ class Watched(list):
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "most"),
     [
-        Watched([1] * 1_000_000),
-        Watched(Watched([1] * 10) for _ in range(100_000)),
-        Watched(["x" * 1000] * 1_000),
-        Watched([{"x" * 1000: 1}] * 1_000),
+        (Watched([1] * 1_000_000), 0),
+        (Watched(Watched([1] * 10) for _ in range(5_000)), MAX_METADATA_BYTES // 2),
+        (Watched(["x" * 1000] * 5_000), 17),
+        (Watched([{"x" * 1000: 1}] * 5_000), 17),
     ],
     ids=["numbers", "lists", "texts", "names"],
 )
-def test_what_cannot_fit_is_not_walked_to_its_end(value):
+def test_what_cannot_fit_is_not_walked_to_its_end(value, most):
     Watched.seen = 0
     with pytest.raises(InvalidInput, match="16384"):
         encode_metadata({"a": value})
-    assert Watched.seen <= MAX_METADATA_BYTES // 2
+    assert Watched.seen <= most
 
 
 DAMAGED = [
