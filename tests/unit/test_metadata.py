@@ -100,7 +100,7 @@ class Watched(list):
 @pytest.mark.parametrize(
     ("value", "most"),
     [
-        (Watched([1] * 1_000_000), 0),
+        (Watched([1] * 1_000_000), 1),
         (Watched(Watched([1] * 10) for _ in range(5_000)), MAX_METADATA_BYTES // 2),
         (Watched(["x" * 1000] * 5_000), 17),
         (Watched([{"x" * 1000: 1}] * 5_000), 17),
