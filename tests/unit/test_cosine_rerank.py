@@ -20,7 +20,7 @@ async def engine():
 
 
 async def test_a_query_that_cannot_be_computed_is_not_told_as_a_document(engine):
-    with pytest.raises(EngineFailed, match="query: .*poison") as raised:
+    with pytest.raises(EngineFailed, match=r"query: .*poison") as raised:
         await rerank_by_cosine(engine, [(POISON, "a"), (POISON, "b")], **HOW)
     assert (raised.value.field, raised.value.indices) == ("query", (0, 1))
 
