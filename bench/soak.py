@@ -31,6 +31,7 @@ from vecfleet.bench import http_client, processes
 from vecfleet.bench.http_client import Connection
 from vecfleet.bench.query_flood import QueryFlood, flood_queries
 from vecfleet.bench.soak_worker import STEP_TOKENS
+from vecfleet.common import keys
 from vecfleet.common.api_keys import add_key, new_key
 from vecfleet.common.collection import Collection
 from vecfleet.common.errors import VecfleetError
@@ -66,6 +67,7 @@ TARGETS = {
 _SAMPLE_S = 1.0
 _START_S = 60.0
 _MOST_SUBMISSIONS = 200
+_EXPIRY_BYTES = 48  # of a key, in Redis's table of those that end
 
 
 @dataclass(slots=True)
@@ -254,14 +256,26 @@ async def _watch_for(
         accepted = soak.statuses["202"]
         soak.memory.append({**seen, "redis": int(about["used_memory"]), "accepted": accepted})
         await asyncio.sleep(_SAMPLE_S)
-    sizes: dict[str, int] = {}
-    async for key in client.redis.scan_iter("vf:sub:*", count=1000):
-        submission = key.decode().split(":")[2]
-        size = cast(Any, await client.redis.memory_usage(key))
-        sizes[submission] = sizes.get(submission, 0) + int(size or 0)
+    soak.submission_bytes = await _submission_bytes(client)
+
+
+async def _submission_bytes(client: FleetClient) -> float:
+    """What Redis keeps of one submission whose documents are in; not of one that was refused."""
+    sizes = []
+    async for key in client.redis.scan_iter("vf:sub:*:ok", count=1000):
+        of_it = (key.removesuffix(b":ok"), key, key.removesuffix(b"ok") + b"bad")
+        sizes.append(sum([await _size(client, one) for one in of_it]))
         if len(sizes) > _MOST_SUBMISSIONS:
             break
-    soak.submission_bytes = statistics.mean(sizes.values())
+    # Its line in the tenant's list, and that each key has a time to live.
+    all_of_tenant = f"vf:subs:{keys.DEFAULT_TENANT}"
+    count: int = cast(Any, await client.redis.zcard(all_of_tenant))
+    line = await _size(client, all_of_tenant) / max(1, count)
+    return statistics.mean(sizes) + line + 3 * _EXPIRY_BYTES
+
+
+async def _size(client: FleetClient, key: str | bytes) -> int:
+    return int(cast(Any, await client.redis.memory_usage(key, samples=0)) or 0)
 
 
 def _p(values: list[float], share: float) -> float:
