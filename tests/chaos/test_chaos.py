@@ -127,7 +127,9 @@ def lose_what_was_accepted(fleet: Fleet) -> PowerCut:
             }
             for what in ("accepted", "done")
         )
-        return bool(accepted - done)
+        # What is done in Redis is only not told yet: a client may still be asking for it.
+        states = [fleet.redis.hget(keys.submission(id), "state") for id in accepted - done]
+        return b"closed" in states
 
     for slot in fleet.of("worker", "aggregator"):
         slot.pause()
