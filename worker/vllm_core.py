@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,15 @@ class _StepLog(StatLoggerBase):  # type: ignore[misc]
 class VllmCore:
     """A running vLLM, used on one event loop; only ``start`` blocks."""
 
-    def __init__(self, llm: AsyncLLM, params: PoolingParams, vocabulary: int) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        params: PoolingParams,
+        vocabulary: int,
+        children: Collection[BaseProcess] = (),
+    ) -> None:
+        """``children`` are the processes that ``llm`` has started."""
+        self._children = children
         self._llm = llm
         self._params = params
         self._vocabulary = vocabulary
@@ -97,6 +106,7 @@ class VllmCore:
         where its process ends: what it printed tells why, and another try may go well.
         """
         arguments = engine_arguments(files, plan, step_tokens)
+        others = multiprocessing.active_children()
         try:
             llm = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**arguments),
@@ -111,7 +121,8 @@ class VllmCore:
         task = "embed" if files.kind == "embedding" else "classify"
         # Scores come as logits: which activation vLLM would take depends on a model's files.
         params = PoolingParams(task=task, use_activation=task == "embed")
-        return cls(llm, params, files.shape.vocabulary)
+        children = [one for one in multiprocessing.active_children() if one not in others]
+        return cls(llm, params, files.shape.vocabulary, children)
 
     async def ask(self, request_id: str, tokens: Tokens, number: int) -> Asked:
         """Let a text wait for its step; what has the smallest ``number`` goes first.
@@ -174,9 +185,8 @@ class VllmCore:
         await asyncio.to_thread(self._end_processes)
 
     def _end_processes(self) -> None:
-        children = multiprocessing.active_children()  # only vLLM starts any
         self._llm.shutdown()
-        for child in children:
+        for child in self._children:
             child.join(_END_S)
             if child.is_alive():
                 log.warning("vLLM's process %s does not end and is killed", child.name)
