@@ -14,10 +14,7 @@ log = logging.getLogger(__name__)
 
 _TLS_BUFFER_BYTES = 64 << 10  # as without TLS
 _MAX_PIPELINED = 16  # requests of one connection that wait for those before them
-
-
-class _TooManyPipelined(Exception):
-    """More requests wait on one connection than it may have."""
+_MAX_THROWN_AWAY_BYTES = 1 << 20  # of what comes behind a refusal that waits for its turn
 
 
 class _Outlet:
@@ -67,6 +64,8 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
     class GuardedProtocol(HttpToolsProtocol):
         _header_bytes = 0
         _in_headers = True
+        _refusal = ""  # told once all before it is answered; what came after it is thrown away
+        _thrown_away_bytes = 0
         _header_timer: asyncio.TimerHandle | None = None
         _unread_timer: asyncio.TimerHandle | None = None
 
@@ -91,6 +90,9 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
             self._outlet.closed()
 
         def data_received(self, data: bytes) -> None:
+            if self._refusal:
+                self._throw_away(data)
+                return
             if self._in_headers:
                 at_work = self.cycle is not None and not self.cycle.response_complete
                 if self._header_timer is None and not at_work:
@@ -100,22 +102,51 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
             if self._in_headers and self._header_bytes > limits.max_header_bytes:
                 self.send_400_response("The headers are too large.")
 
+        def _throw_away(self, data: bytes) -> None:
+            """Left unread, it would make of the closing a reset that takes answers away."""
+            self._thrown_away_bytes += len(data)
+            if self._thrown_away_bytes > _MAX_THROWN_AWAY_BYTES:
+                log.info("a client went on sending behind what was refused")
+                self.transport.abort()
+
         def on_headers_complete(self) -> None:
             if len(self.pipeline) >= _MAX_PIPELINED:
                 self.send_400_response("Too many requests wait on this connection.")
-                raise _TooManyPipelined  # it ends the parsing of what else has come
+            if self._refusal:
+                return
+            super().on_headers_complete()  # it raises where the address cannot be read
             self._in_headers = False
             self._header_bytes = 0
             without_request.pop(self, None)
             self._stop_timer()
-            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._refusal:
+                super().on_body(body)
 
         def on_message_complete(self) -> None:
             self._in_headers = True  # of the next request, which may come before the answer
             super().on_message_complete()
 
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what cannot be read: in its turn, never within or instead of an answer."""
+            if self._refusal:
+                return
+            is_bodys = not self._in_headers  # of the newest request, whose headers were good
+            is_first = self.cycle is None or self.cycle.response_complete
+            if is_first or (is_bodys and not self.pipeline and not self.cycle.response_started):
+                super().send_400_response(msg)
+                return
+            if is_bodys and self.pipeline:
+                self.pipeline.popleft()  # it would wait for the rest of its body
+            self._refusal = msg
+            self.flow.resume_reading()
+
         def on_response_complete(self) -> None:
-            self._in_headers = True
+            if self._refusal and not self.pipeline:
+                super().send_400_response(self._refusal)
+            elif not self._in_headers and not self.pipeline:
+                self.transport.close()  # nobody bounds the rest of a body that is answered already
             if not self.pipeline and not self.transport.is_closing():
                 without_request[self] = self._outlet
             super().on_response_complete()

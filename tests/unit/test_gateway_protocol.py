@@ -54,6 +54,8 @@ class Served:
 
     def __init__(self, header_timeout_s=60):
         self.running = 0
+        self.begun = []
+        self.bodies = []
         self.let_go = asyncio.Event()
         limits = GatewayLimits(
             max_connections=MOST, header_timeout_s=header_timeout_s, idle_timeout_s=60
@@ -73,10 +75,29 @@ class Served:
 
     async def app(self, scope, receive, send):
         self.running += 1
+        self.begun.append(scope["path"])
+        answer = b"hello"
+        while scope["path"] == "/read":
+            message = await receive()
+            self.bodies.append(message["body"])
+            if not message["more_body"]:
+                answer = b"%d" % sum(map(len, self.bodies))
+                break
         if scope["path"] == "/wait":
             await self.let_go.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"hello"})
+        length = str(len(answer)).encode()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", length)],
+            }
+        )
+        if scope["path"] == "/half":
+            await send({"type": "http.response.body", "body": answer[:2], "more_body": True})
+            await self.let_go.wait()
+            answer = answer[2:]
+        await send({"type": "http.response.body", "body": answer})
         self.running -= 1
 
     @property
@@ -150,32 +171,123 @@ async def test_a_few_requests_of_one_connection_wait_for_the_first_and_are_answe
             for _ in range(17):
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert b"200 OK" in head
-                assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"5\r\nhello")
+                assert await reader.readexactly(5) == b"hello"
 
 
-async def test_more_of_them_are_refused_and_nothing_of_them_is_kept():
+POST = b"POST /read HTTP/1.1\r\nhost: localhost\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+
+
+async def test_a_body_behind_a_request_may_be_larger_than_headers():
+    size = 300_000
+    body = b"b" * (size - 1000)
     async with Served() as served:
-        reader, _ = await served.connect(WAIT + (HEAD + b"\r\n") * 40)
-        await eventually(lambda: served.server.server_state.connections)
+        post = POST + b"content-length: %d\r\n\r\n" % size
+        reader, writer = await served.connect(WAIT + post + b"b" * 1000)
+        await eventually(lambda: served.running == 1)
         (protocol,) = served.server.server_state.connections
-        assert await status(reader) == 400
-        async with asyncio.timeout(30):
-            assert b"Too many requests wait" in await reader.read()
-        assert len(protocol.pipeline) <= 16
-        assert served.running == 1, "none of them began"
+        await eventually(lambda: protocol.pipeline)
         served.let_go.set()
+        await eventually(lambda: served.bodies)  # the answer before it is out
+        for start in range(0, len(body), 10_000):
+            writer.write(body[start : start + 10_000])
+            await writer.drain()
+        async with asyncio.timeout(30):
+            for answer in (b"hello", b"%d" % size):
+                assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(len(answer)) == answer
+
+
+LETTER = POST.replace(b"/read", b"/") + b"content-length: 3\r\n\r\nabc"
+UNREADABLE = {
+    "too many": (LETTER * 40, 16, "Too many requests wait"),
+    "endless headers": (HEAD + b"x: " + b"a" * 1_000_000, 0, "headers are too large"),
+    "garbage": ((HEAD + b"\r\n") * 3 + b"\0\1\r\n\r\n", 3, "Invalid HTTP"),
+    "address": (b"GET http:///x HTTP/1.1\r\nhost: localhost\r\n\r\n", 0, "Invalid HTTP"),
+    "chunk": (HEAD + b"\r\n" + CHUNKED + b"3\r\nabc\r\nno number\r\n", 1, "Invalid HTTP"),
+    "huge": (HEAD + b"\r\n" + CHUNKED + b"zz\r\n" + b"a" * 1_000_000, 1, "Invalid HTTP"),
+}
+
+
+@pytest.mark.parametrize("path", [b"/wait", b"/half"])
+@pytest.mark.parametrize(("sent", "good", "message"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_what_cannot_be_read_is_refused_behind_the_answers_to_what_could(
+    path, sent, good, message
+):
+    async with Served() as served:
+        reader, writer = await served.connect(WAIT.replace(b"/wait", path))
+        await eventually(lambda: served.running == 1)
+        (protocol,) = served.server.server_state.connections
+        original, received = protocol.data_received, []
+
+        def data_received(data):
+            received.append(len(data))
+            original(data)
+
+        protocol.data_received = data_received
+        writer.write(sent)
+        await eventually(lambda: sum(received) == len(sent))
+        assert served.begun == [path.decode()], "none of the others began"
+        assert len(protocol.pipeline) == good
+        assert {bytes(cycle.body) for cycle, _ in protocol.pipeline} <= {b"", b"abc"}
+        assert protocol._header_bytes < 500_000, "nothing behind a refusal is parsed"
+        assert not served.bodies
+        served.let_go.set()
+        async with asyncio.timeout(30):
+            for _ in range(1 + good):
+                assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(5) == b"hello"
+            refusal = await reader.read()
+        assert refusal.startswith(b"HTTP/1.1 400 ") and refusal.count(b"HTTP/1.1") == 1
+        assert message.encode() in refusal
+        assert not served.bodies
         await eventually(lambda: not served.connections)
         reader, _ = await served.connect(HEAD + b"\r\n")
         assert await status(reader) == 200
 
 
-async def test_headers_without_end_are_cut_off_behind_a_request_too():
+async def test_a_broken_body_is_refused_at_once_where_nothing_is_answered_before():
+    async with Served() as served:
+        reader, writer = await served.connect(CHUNKED + b"3\r\nabc\r\n")
+        await eventually(lambda: served.bodies)
+        writer.write(b"no number\r\n")
+        assert await status(reader) == 400
+
+
+async def test_an_answer_that_has_begun_is_ended_before_its_own_broken_body_is_refused():
+    async with Served() as served:
+        reader, writer = await served.connect(CHUNKED.replace(b"/read", b"/half"))
+        async with asyncio.timeout(30):
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(2) == b"he"
+            (protocol,) = served.server.server_state.connections
+            writer.write(b"no number\r\n")
+            await eventually(lambda: protocol._refusal)
+            served.let_go.set()
+            assert (await reader.read()).startswith(b"lloHTTP/1.1 400 ")
+
+
+async def test_who_sends_without_end_behind_a_refusal_is_cut_off():
     async with Served() as served:
         _, writer = await served.connect(WAIT)
         await eventually(lambda: served.running == 1)
-        writer.write(HEAD + b"x: " + b"a" * (8 << 20))
+        writer.write(b"\0\1\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(64):
+                writer.write(bytes(1 << 20))
+                await writer.drain()
         await eventually(lambda: not served.connections)
-        assert served.running == 1, "it did not take an answer"
+        assert served.running == 1
+
+
+async def test_a_connection_ends_with_an_answer_that_came_before_the_body():
+    """The rest of the body would be waited for without any bound."""
+    async with Served() as served:
+        late = POST.replace(b"/read", b"/") + b"content-length: 9\r\n\r\n"
+        reader, _ = await served.connect(late)
+        async with asyncio.timeout(30):
+            assert (await reader.read()).endswith(b"hello")
+        await eventually(lambda: not served.connections)
 
 
 async def test_half_a_request_may_wait_for_the_one_before_it():
