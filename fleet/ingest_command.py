@@ -27,8 +27,9 @@ from vecfleet.fleet.client_options import (
 )
 from vecfleet.fleet.ingest_view import IngestView, RejectsFile, choose_view
 from vecfleet.producer.fields import FieldMap
+from vecfleet.producer.naming import submission_id
 from vecfleet.producer.options import DEFAULT_PATIENCE_S, SubmitOptions
-from vecfleet.producer.producer import AsyncProducer, submission_id
+from vecfleet.producer.producer import AsyncProducer
 from vecfleet.producer.readers import DocumentFiles, read_documents
 from vecfleet.producer.result import SubmissionResult
 from vecfleet.producer.sources import FORMATS, Format

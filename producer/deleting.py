@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -13,6 +14,8 @@ from vecfleet.common.errors import VecfleetError
 from vecfleet.common.fleet_client import FleetClient
 from vecfleet.common.names import new_id
 
+_CLOSE_S = 5.0  # for telling what was sent, after an error
+
 
 async def delete(
     fleet: FleetClient,
@@ -23,8 +26,8 @@ async def delete(
 ) -> None:
     """Delete documents and wait until they are gone, ``timeout_s`` at most for a block of ids.
 
-    ``version`` where the collection's versions are given. After an error some may be gone; the
-    same call again deletes the rest.
+    ``version`` where the collection's versions are given. After an error, and when it is cancelled,
+    some may be gone; the same call again deletes the rest.
     """
     for document_id in ids:
         check_document_id(document_id)
@@ -43,13 +46,15 @@ async def delete(
                 await fleet.enqueue_delete(
                     target, part, submission=name, place=sent, version=version, answered=True
                 )
-            except VecfleetError:
+                sent += 1
+                await fleet.box.wait(job_id, reply, timeout_s)
+            finally:
                 fleet.box.forget(job_id)
-                raise
-            sent += 1
-            await fleet.box.wait(job_id, reply, timeout_s)
-    except VecfleetError:
-        with suppress(VecfleetError):
-            await fleet.submissions.close(name, blocks=sent, documents=sum(map(len, parts[:sent])))
+        await fleet.submissions.close(name, blocks=sent, documents=len(ids))
+    except (VecfleetError, asyncio.CancelledError):
+        documents = sum(map(len, parts[:sent]))
+        closing = fleet.submissions.close(name, blocks=sent, documents=documents)
+        with suppress(VecfleetError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.shield(closing)
         raise
-    await fleet.submissions.close(name, blocks=sent, documents=len(ids))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,17 +18,15 @@ from vecfleet.common.dead_walk import DeadFilter, parse_since
 from vecfleet.common.document import check_text, check_texts, naming_texts
 from vecfleet.common.errors import InvalidInput, ReplyTooLarge
 from vecfleet.common.fleet_client import DEFAULT_TIMEOUT_S, FleetClient
-from vecfleet.common.names import new_id
 from vecfleet.common.payloads import EmbedReply, RerankReply, StoredDocument
 from vecfleet.common.redis_client import connect_async
-from vecfleet.common.submission import id_of_name
 from vecfleet.common.vectors import as_numbers, parse_vector
 from vecfleet.producer.asking import find, fleet_status, query_vector, reranked
 from vecfleet.producer.cutting import Cutter, Item
 from vecfleet.producer.deleting import delete
 from vecfleet.producer.found import FleetStatus, Found
 from vecfleet.producer.items import Rejected
-from vecfleet.producer.journal import Journal
+from vecfleet.producer.naming import begin
 from vecfleet.producer.options import SubmitOptions
 from vecfleet.producer.pulling import AsyncPuller, IterablePuller, WorkLine
 from vecfleet.producer.result import Progress, SubmissionResult
@@ -39,8 +36,6 @@ log = logging.getLogger(__name__)
 
 Documents = Iterable[Item] | AsyncIterable[Item]
 
-_ID = re.compile(r"[0-9a-f]{32}")
-_MAX_KEY_BYTES = 256
 _MANY_IDS = 1024
 _A = TypeVar("_A")
 
@@ -130,7 +125,7 @@ class AsyncProducer:
         fleet = await self.fleet()
         target = await fleet.collection(collection, tenant=self._tenant)
         is_named = submission is not None or journal is not None
-        id, book = self._journal(target, submission, journal)
+        id, book = begin(target, submission, journal, self._journal_dir)
         cutter = Cutter(target.spec.versions)
         own_line = WorkLine() if line is None else line
         with_digests = book is not None or is_named
@@ -159,26 +154,6 @@ class AsyncProducer:
         if book is not None and not is_named and not result.interrupted:
             book.remove()  # nobody can name it again
         return result
-
-    def _journal(
-        self, collection: Collection, submission: str | None, path: str | Path | None
-    ) -> tuple[str, Journal | None]:
-        """The submission's id, and its journal where one is kept."""
-        id = None if submission is None else submission_id(collection, submission)
-        if path is not None:
-            names = {"collection": collection.name, "uid": collection.uid}
-            journal = Journal.open(Path(path), submission=id, **names)
-            if journal is None:
-                journal = Journal.open(Path(path), submission=new_id(), **names)
-            assert journal is not None
-            return journal.submission, journal
-        id = id or new_id()
-        if self._journal_dir is None:
-            return id, None
-        place = self._journal_dir / f"{id}.jsonl"
-        return id, Journal.open(
-            place, submission=id, collection=collection.name, uid=collection.uid
-        )
 
     async def delete_documents(
         self, collection: str, ids: Sequence[str], *, version: int | None = None
@@ -371,20 +346,6 @@ class AsyncProducer:
     async def status(self) -> FleetStatus:
         """Models, workers, queues, collections and unfinished submissions."""
         return await fleet_status(await self.fleet(), self._tenant)
-
-
-def submission_id(collection: Collection, name: str) -> str:
-    """The id that a submission's name stands for in a collection; an id stands for itself.
-
-    The gateway makes the same id of an ``Idempotency-Key``. Raises ``InvalidInput``.
-    """
-    if _ID.fullmatch(name):
-        return name
-    if not 0 < len(name.encode(errors="replace")) <= _MAX_KEY_BYTES or not name.isprintable():
-        raise InvalidInput(
-            f"submission must be 1 to {_MAX_KEY_BYTES} printable bytes", field="submission"
-        )
-    return id_of_name(collection, name)
 
 
 def harmless(callback: Callable[[_A], None] | None) -> Callable[[_A], None]:

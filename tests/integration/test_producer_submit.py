@@ -28,6 +28,7 @@ from vecfleet.producer import (
     Producer,
     Rejected,
     SubmitOptions,
+    deleting,
     sending,
     watching,
 )
@@ -388,6 +389,77 @@ async def test_a_deletion_that_gets_no_answer_leaves_no_open_submission(redis_ur
             await producer.delete_documents("c", [f"d{i}" for i in range(300)])
         fleet = await producer.fleet()
         assert list(await fleet.submissions.unfinished()) == []
+
+
+async def answerless_deletion(producer, backend):
+    """A deletion that waits for its answer, and its submission, which is open."""
+    backend.drop_answers = True
+    fleet = await producer.fleet()
+    running = asyncio.create_task(producer.delete_documents("c", ["d1"]))
+    await eventually(lambda: backend.merged)
+    (submission,) = await fleet.submissions.unfinished()
+    return fleet, running, submission.id
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+async def test_a_deletion_that_is_cancelled_leaves_no_open_submission(
+    redis_url, backend, monkeypatch, again
+):
+    closing, go = asyncio.Event(), asyncio.Event()
+    async with AsyncProducer(redis_url) as producer:
+        fleet, running, submission = await answerless_deletion(producer, backend)
+        original = fleet.submissions.close
+
+        async def close(*arguments, **named):
+            closing.set()
+            await go.wait()
+            return await original(*arguments, **named)
+
+        monkeypatch.setattr(fleet.submissions, "close", close)
+        running.cancel()
+        async with asyncio.timeout(30):
+            await closing.wait()
+        if again:
+            running.cancel()
+        else:
+            go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        go.set()
+
+        async def is_done():
+            return (await fleet.submissions.get(submission)).state == "done"
+
+        await eventually(is_done)
+
+
+async def test_a_cancelled_deletion_does_not_wait_for_ever(redis_url, backend, monkeypatch):
+    monkeypatch.setattr(deleting, "_CLOSE_S", 0.05)
+    closing = asyncio.Event()
+
+    async def never(*_, **__):
+        closing.set()
+        await asyncio.Event().wait()
+
+    async with AsyncProducer(redis_url) as producer:
+        fleet, running, _ = await answerless_deletion(producer, backend)
+        monkeypatch.setattr(fleet.submissions, "close", never)
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=30)
+        assert done and running.cancelled()
+        assert closing.is_set()
+
+
+async def test_a_deletion_that_cannot_be_sent_is_not_waited_for(producer, backend, monkeypatch):
+    async def full(*_, **__):
+        raise QueueFull("no room")
+
+    fleet = await producer.fleet()
+    monkeypatch.setattr(fleet, "enqueue_delete", full)
+    with pytest.raises(QueueFull):
+        await producer.delete_documents("c", ["d1"])
+    assert not fleet.box._waiting
+    assert list(await fleet.submissions.unfinished()) == []
 
 
 async def test_a_producers_questions_are_its_tenants(redis_url, backend):

@@ -17,9 +17,9 @@ from vecfleet.common.hashing import id_key
 from vecfleet.producer.block_states import Bits
 from vecfleet.producer.cutting import CutBlock
 from vecfleet.producer.in_flight import InFlight, Sent
+from vecfleet.producer.naming import submission_id
 from vecfleet.producer.options import SubmitOptions
 from vecfleet.producer.patience import Patience
-from vecfleet.producer.producer import submission_id
 from vecfleet.producer.pulling import WorkLine
 from vecfleet.producer.unchanged import SentIds
 
