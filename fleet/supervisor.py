@@ -70,6 +70,12 @@ class _Child:
     has_been_ready: bool = False  # so it can run: whatever ends it now may pass
     has_turn: bool = False
 
+    @property
+    def pid(self) -> int | None:
+        """Of what runs now: that of one that ended may be somebody else's by now."""
+        process = self.process
+        return None if process is None or process.returncode is not None else process.pid
+
 
 class Supervisor:
     """Runs children until told to stop them."""
@@ -96,7 +102,7 @@ class Supervisor:
     def ready(self, pids: Container[int]) -> None:
         """The children with these process ids are at work; whose turn it was lets the next go."""
         for child in self._children():
-            if not child.is_ready and child.process is not None and child.process.pid in pids:
+            if not child.is_ready and child.pid is not None and child.pid in pids:
                 child.is_ready = child.has_been_ready = True
                 child.failed_starts = 0
                 self._end_turn(child)
@@ -116,11 +122,8 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """The processes that run now, by name."""
-        return {
-            child.spec.name: child.process.pid
-            for child in self._children()
-            if child.process is not None and child.process.returncode is None
-        }
+        found = ((child.spec.name, child.pid) for child in self._children())
+        return {name: pid for name, pid in found if pid is not None}
 
     async def stop(self) -> None:
         """Drain all children, those started last first."""
@@ -132,8 +135,8 @@ class Supervisor:
         """End all children at once; ``stop`` then only waits for their end."""
         for child in self._children():
             child.stopping.set()
-            if child.process is not None:
-                _kill_group(child.process.pid)
+            if child.pid is not None:
+                _kill_group(child.pid)
 
     def _children(self) -> Iterable[_Child]:
         return (child for stage in self._stages for child in stage)
@@ -150,9 +153,9 @@ class Supervisor:
         if not child.is_ready and child.spec.early_drain_s is not None:
             drain_s = child.spec.early_drain_s
         done, _ = await asyncio.wait([child.task], timeout=drain_s)
-        if not done and child.process is not None:
+        if not done and child.pid is not None:
             self._tell(child, f"did not stop within {drain_s:g} s and is killed")
-            _kill_group(child.process.pid)
+            _kill_group(child.pid)
         await child.task
 
     async def _keep(self, child: _Child) -> None:
@@ -163,20 +166,7 @@ class Supervisor:
             try:
                 if child.stopping.is_set():
                     break
-                if child.spec.prepare is not None and (
-                    said := await asyncio.to_thread(child.spec.prepare)
-                ):
-                    self._tell(child, said)
-                code = await self._run_once(child)
-            except VecfleetError as error:
-                self._fail(error)
-                return
-            except OSError as error:
-                self._fail(ConfigError(f"cannot run {child.spec.command[0]}: {error}"))
-                return
-            except Exception as error:  # this task must not end without a word
-                self._fail(VecfleetError(f"cannot keep {child.spec.name} running: {error!r}"))
-                return
+                end = await self._run(child)
             finally:
                 was_ready, child.is_ready = child.is_ready, False
                 self._end_turn(child)
@@ -185,12 +175,12 @@ class Supervisor:
             if loop.time() - started >= STEADY_S:
                 child.failures = 0
             child.failures += 1
-            child.failed_starts += not was_ready and code != EXIT_TRY_AGAIN
+            child.failed_starts += not was_ready and end != EXIT_TRY_AGAIN
             self._on_event("ended", child.spec.name)
-            if self._is_hopeless(child, code):
+            if self._is_hopeless(child, end):
                 return
             delay = restart_delay_s(child.failures)
-            self._tell(child, f"ended ({describe_end(code)}); starts again in {delay:g} s")
+            self._tell(child, f"ended ({describe_end(end)}); starts again in {delay:g} s")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await child.stopping.wait()
@@ -205,6 +195,21 @@ class Supervisor:
         if child.spec.turn is not None and child.has_turn:
             child.has_turn = False
             child.spec.turn.release()
+
+    async def _run(self, child: _Child) -> int | VecfleetError:
+        """Run it to its end; returns its exit code, or why it could not be run."""
+        try:
+            if child.spec.prepare is not None and (
+                said := await asyncio.to_thread(child.spec.prepare)
+            ):
+                self._tell(child, said)
+            return await self._run_once(child)
+        except VecfleetError as error:
+            return error
+        except OSError as error:
+            return ConfigError(f"cannot run {child.spec.command[0]}: {error}")
+        except Exception as error:  # no thread to be had, too: the task must not end without a word
+            return VecfleetError(f"cannot keep {child.spec.name} running: {error!r}")
 
     async def _run_once(self, child: _Child) -> int:
         # A pipe of our own: asyncio's would keep `wait` from returning for as long as anything that
@@ -221,9 +226,10 @@ class Supervisor:
                 process_group=0,
                 preexec_fn=dies_with_parent(child.spec.death_signal),
             )
-        except OSError:
+        except Exception:
             if reading is not None:
                 os.close(reading)
+            await _end_family(mark)  # it may run, and only the watch for its end not
             raise
         finally:
             if writing is not None:
@@ -261,17 +267,19 @@ class Supervisor:
         finally:
             transport.close()
 
-    def _is_hopeless(self, child: _Child, code: int) -> bool:
+    def _is_hopeless(self, child: _Child, end: int | VecfleetError) -> bool:
         name = child.spec.name
         error: VecfleetError | None = None
         if child.has_been_ready:
             return False
-        if code == EXIT_CONFIG:
+        if isinstance(end, VecfleetError) and child.process is None:
+            error = end  # it never ran; else the machine may be short of something for a moment
+        elif end == EXIT_CONFIG:
             error = ConfigError(f"{name} cannot start as it is told to; its own message tells why")
         elif not self._settled and child.failed_starts >= child.spec.max_failed_starts:
             error = VecfleetError(
                 f"{name} failed {child.failed_starts} times in a row while starting "
-                f"({describe_end(code)}); its own messages tell why"
+                f"({describe_end(end)}); its own messages tell why"
             )
         if error is not None:
             self._fail(error)
@@ -291,14 +299,16 @@ def restart_delay_s(failures: int) -> float:
     return float(min(LAST_DELAY_S, FIRST_DELAY_S * 2 ** (failures - 1)))
 
 
-def describe_end(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}"
+def describe_end(end: int | VecfleetError) -> str:
+    """How a process ended, or why it could not be started, in words."""
+    if isinstance(end, VecfleetError):
+        return end.message
+    if end >= 0:
+        return f"exit code {end}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {signal.Signals(-end).name}"
     except ValueError:
-        return f"killed by signal {-code}"
+        return f"killed by signal {-end}"
 
 
 def _kill_group(pid: int) -> None:
@@ -310,7 +320,11 @@ async def _end_family(mark: str) -> None:
     """End what left the group, and wait until it is gone: it may hold memory that we need."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FAMILY_END_S):
-            while await asyncio.to_thread(kill_family, mark):
+            while True:
+                # For a moment there may be no file or thread to look with.
+                with contextlib.suppress(OSError, RuntimeError):
+                    if not await asyncio.to_thread(kill_family, mark):
+                        return
                 await asyncio.sleep(_FAMILY_POLL_S)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import Process, eventually, process_exists, wait_until
 
 from vecfleet.common.errors import ConfigError, VecfleetError
+from vecfleet.fleet.process import kill_family
 from vecfleet.fleet.supervisor import (
     LAST_DELAY_S,
     ChildSpec,
@@ -177,6 +180,34 @@ async def test_what_left_its_session_and_lost_its_parent_is_ended_too(end: signa
     assert not process_exists(daemon)
 
 
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+async def test_a_family_that_cannot_be_looked_for_at_once_is_ended_all_the_same(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def fails_at_first(mark: str) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise kind("no room")
+        return kill_family(mark)
+
+    monkeypatch.setattr("vecfleet.fleet.supervisor.kill_family", fails_at_first)
+    watched = Watched()
+    watched.supervisor.start(spec("parent", HAS_A_DAEMON))
+    await eventually(lambda: watched.lines, what="the daemon's pid")
+    daemon = int(watched.lines[0][1])
+    os.kill(watched.supervisor.pids()["parent"], signal.SIGKILL)
+    await watched.said_again("parent")
+    try:
+        assert not process_exists(daemon)
+    finally:
+        if process_exists(daemon):
+            os.kill(daemon, signal.SIGKILL)
+        await watched.supervisor.stop()
+
+
 async def test_a_family_of_another_child_is_left_alone() -> None:
     watched = Watched()
     watched.supervisor.start(spec("one", HAS_A_DAEMON), spec("two", HAS_A_DAEMON))
@@ -247,6 +278,130 @@ async def test_one_that_was_ready_is_started_again_whatever_ends_it(
     await watched.supervisor.stop()
 
 
+async def test_a_process_that_the_machine_has_no_room_for_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("vecfleet.fleet.supervisor.LAST_DELAY_S", 0.05)
+    monkeypatch.setattr("vecfleet.fleet.supervisor._FAMILY_END_S", 0.05)
+    watched = Watched()
+    watched.supervisor.start(spec("hit", WAITS), spec("other", WAITS))
+    await watched.said("hit", "up")
+    await watched.said("other", "up")
+    watched.supervisor.settled()
+    pids = watched.supervisor.pids()
+    failure = asyncio.create_task(watched.supervisor.failure())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))  # no file can be opened any more
+    try:
+        os.kill(pids["hit"], signal.SIGKILL)
+        await eventually(
+            lambda: sum("Too many open files" in line for _, line in watched.lines) > 3,
+            what="starts that failed",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not failure.done()
+    await watched.said("hit", "up", times=2)
+    assert watched.supervisor.pids()["other"] == pids["other"]
+    failure.cancel()
+    await watched.supervisor.stop()
+
+
+@pytest.mark.parametrize("kind", [ConfigError, OSError, RuntimeError])
+async def test_what_cannot_be_prepared_once_more_is_tried_again(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("vecfleet.fleet.supervisor.LAST_DELAY_S", 0.01)
+    tries = 0
+
+    def fails_for_a_while() -> str:
+        nonlocal tries
+        tries += 1
+        if 1 < tries < 8:
+            raise kind("for a moment")
+        return ""
+
+    watched = Watched()
+    watched.supervisor.start(spec("one", WAITS, prepare=fails_for_a_while))
+    await watched.said("one", "up")
+    watched.supervisor.ready([watched.supervisor.pids()["one"]])
+    failure = asyncio.create_task(watched.supervisor.failure())
+    os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+    await watched.said("one", "up", times=2)
+    assert not failure.done()
+    assert sum("for a moment" in line for _, line in watched.lines) == 6
+    failure.cancel()
+    await watched.supervisor.stop()
+
+
+async def test_a_start_that_only_half_succeeded_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.01)
+    start = asyncio.create_subprocess_exec
+    halves: list[asyncio.subprocess.Process] = []
+
+    async def fails_behind_the_fork(*args: Any, **kwargs: Any) -> asyncio.subprocess.Process:
+        process = await start(*args, **kwargs)
+        if watched.events.count(("ended", "one")) == 1:
+            halves.append(process)
+            raise RuntimeError("can't start new thread")
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fails_behind_the_fork)
+    watched = Watched()
+    watched.supervisor.start(spec("one", WAITS))
+    await watched.said("one", "up")
+    watched.supervisor.ready([watched.supervisor.pids()["one"]])
+    os.kill(watched.supervisor.pids()["one"], signal.SIGKILL)
+    await eventually(lambda: watched.events.count(("started", "one")) == 2, what="its restart")
+    assert [await half.wait() for half in halves] == [-signal.SIGKILL]
+    await watched.supervisor.stop()
+
+
+async def test_one_that_cannot_be_started_while_the_fleet_comes_up_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vecfleet.fleet.supervisor.FIRST_DELAY_S", 0.001)
+    tries = 0
+
+    def fails_from_then_on() -> str:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            raise OSError("no room")
+        return ""
+
+    watched = Watched()
+    watched.supervisor.start(spec("one", "raise SystemExit(1)", prepare=fails_from_then_on))
+    async with asyncio.timeout(30):
+        error = await watched.supervisor.failure()
+    assert "one failed 3 times" in error.message
+    assert "no room" in error.message
+    await watched.supervisor.stop()
+
+
+async def test_one_that_died_is_not_ready_however_long_redis_names_it() -> None:
+    watched = Watched()
+    turn = asyncio.Lock()
+    watched.supervisor.start(spec("one", WAITS, turn=turn))
+    await watched.said("one", "up")
+    first = watched.supervisor.pids()["one"]
+    watched.supervisor.ready([first])
+    os.kill(first, signal.SIGKILL)
+    await eventually(lambda: ("ended", "one") in watched.events, what="its end")
+    watched.supervisor.ready([first])
+    assert watched.supervisor.not_ready() == {"one"}
+    await watched.said("one", "up", times=2)
+    watched.supervisor.ready([first])
+    assert turn.locked()
+    watched.supervisor.ready([watched.supervisor.pids()["one"]])
+    assert not turn.locked()
+    await watched.supervisor.stop()
+
+
 async def test_one_that_found_no_redis_is_tried_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -302,7 +457,9 @@ async def test_a_program_that_is_not_there_is_named() -> None:
     watched.supervisor.start(ChildSpec("gone", ("/no/such/program",)))
     async with asyncio.timeout(30):
         error = await watched.supervisor.failure()
+    assert isinstance(error, ConfigError)
     assert "/no/such/program" in str(error)
+    assert watched.events == [("ended", "gone")], "it is not tried again"
     await watched.supervisor.stop()
 
 
