@@ -10,6 +10,8 @@ import pytest
 from servers import Process
 
 from vecfleet.fleet.process import role_command
+from vecfleet.worker import aggregator_main
+from vecfleet.worker.aggregator_main import AggregatorConfig, run_aggregator
 
 FEW = 256
 
@@ -28,6 +30,25 @@ def test_the_processes_of_the_index_may_open_all_files_they_can(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     started.wait_for_line(r"(aggregator|search) ready")
     assert resource.prlimit(started.pid, resource.RLIMIT_NOFILE) == (hard, hard) != (FEW, hard)
+
+
+def test_where_files_are_short_as_many_may_be_deleted_as_was_asked_for(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    told: dict[str, int] = {}
+
+    def aggregator(*_: object, **given: int) -> None:
+        told.update(given)
+        raise Made
+
+    monkeypatch.setattr(aggregator_main, "Aggregator", aggregator)
+    monkeypatch.setattr(aggregator_main, "allow_files", lambda: 320)
+    with pytest.raises(Made):
+        run_aggregator(AggregatorConfig(redis_url, tmp_path, max_collections=1000))
+    assert (told["max_collections"], told["max_deleted"]) == (20, 20_000)
 
 
 def test_there_are_no_more_collections_than_files_for_them(redis_url: str, tmp_path: Path) -> None:
