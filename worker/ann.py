@@ -6,6 +6,7 @@ searched: dead rows are left out by a bitmap, and a new segment gets a new index
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ TWO_LEVELS_FROM = 256  # lists
 OUTER_ROUNDS = 8
 INNER_ROUNDS = 8
 REFINING_ROUNDS = 2
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the system, and no fault of the file
 _FP16: Final = faiss.ScalarQuantizer.QT_fp16
 _IP: Final = faiss.METRIC_INNER_PRODUCT
 
@@ -102,13 +104,20 @@ class DerivedIndex:
     """A stored index of one segment, mapped; finds candidates and scores them exactly."""
 
     def __init__(self, path: Path, kind: IndexKind, effort: int, template: str) -> None:
-        """Map the file; ``effort`` is nprobe or efSearch. Raises ``CorruptData``."""
+        """Map the file; ``effort`` is nprobe or efSearch.
+
+        Raises ``CorruptData``, and an ``OSError`` of ``SHORTAGES`` where the system has no file or
+        no memory left for it.
+        """
         self.effort = effort
         self.template = template
         self._kind = kind
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
+            for number in SHORTAGES:  # faiss tells them in words alone
+                if str(error).endswith(os.strerror(number)):
+                    raise OSError(number, os.strerror(number), path.name) from error
             raise CorruptData(f"{path.name} is no index: {error}") from error
 
     def search(

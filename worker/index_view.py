@@ -56,6 +56,12 @@ class View:
     efforts: Mapping[str, int]  # the highest of each template's indexes
     by_signs: frozenset[int]  # places of parts that wait for an index and carry signs
 
+    @property
+    def waits_for_files(self) -> bool:
+        """Whether an index could not be opened, for want of files, and is to be tried again."""
+        indexes = {entry.segment: entry for entry in self.state.indexes}
+        return any(part.index_entry != indexes.get(part.entry.number) for part in self.parts)
+
     def search(
         self, queries: NDArray[np.float32], top_k: int, threshold: float, *, exact: bool
     ) -> list[Iterator[Hit]]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecfleet.common.errors import ConfigError, EngineFailed
+from vecfleet.worker.unit_length import not_of_length_1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,13 @@ def _known(name: str, path: Path) -> Matryoshka | None:
 def shortened(vectors: npt.NDArray[np.float32], dimensions: int) -> npt.NDArray[np.float32]:
     """The first ``dimensions`` numbers of each row, brought to length 1 again.
 
-    Raises ``EngineFailed`` with the places of rows of which nothing but zeros is left.
+    Raises ``EngineFailed`` with the places of rows of which next to nothing but zeros is left.
     """
     if dimensions == vectors.shape[1]:
         return vectors
     cut = vectors[:, :dimensions]
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    if empty := np.flatnonzero(lengths == 0).tolist():
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: npt.NDArray[np.float32] = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    if empty := not_of_length_1(result):
         raise EngineFailed(f"the first {dimensions} numbers of a vector are zero", indices=empty)
-    result: npt.NDArray[np.float32] = cut / lengths
     return result

@@ -8,6 +8,7 @@ searches may run in different threads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from vecfleet.worker.search_report import Hit, ReaderStats, StoredDocument
 from vecfleet.worker.view_builder import ViewBuilder
 
 REFRESH_ATTEMPTS = 10
+INDEX_WAIT_S = 5.0  # before an index is tried again: to look at a large one takes a while
 
 
 class PartitionReader:
@@ -38,6 +40,7 @@ class PartitionReader:
         self._lock = Lock()
         self._releases = ThreadPoolExecutor(1, thread_name_prefix="release")
         self._seen_version = -1
+        self._indexes_at: float | None = None  # time.monotonic, when some are tried again
         self._view: View | None = None
 
     @classmethod
@@ -75,10 +78,14 @@ class PartitionReader:
         return self._present().state.spec.space
 
     def refresh(self) -> bool:
-        """See every commit made so far; returns whether there was one. Microseconds if not."""
+        """See every commit made so far; returns whether there was one. Microseconds if not.
+
+        Where the system had no file left for an index, it is tried again in ``INDEX_WAIT_S``.
+        """
         with self._lock:
             version = self._manifest.data_version()
-            if version == self._seen_version:
+            indexes_wait = self._indexes_at is None or time.monotonic() < self._indexes_at
+            if version == self._seen_version and indexes_wait:
                 return False
             fault: FileNotFoundError | None = None
             for attempt in range(REFRESH_ATTEMPTS):
@@ -91,6 +98,8 @@ class PartitionReader:
                 else:
                     self._view = view
                     self._seen_version = version
+                    is_short = view.waits_for_files
+                    self._indexes_at = time.monotonic() + INDEX_WAIT_S if is_short else None
                     self._release(old, view)
                     return True
             raise Unavailable(f"{self.directory.name} changes too fast to be read") from fault

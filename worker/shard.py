@@ -20,6 +20,7 @@ from vecfleet.common.errors import CorruptData, CorruptShard, InvalidVector
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.page import NO_LOCATOR, SLOT_BITS, offsets_of, pack_pages, read_page
 from vecfleet.worker.rows import Rows
+from vecfleet.worker.unit_length import not_of_length_1
 
 MAGIC = b"VFSHARD1"
 MAX_ROWS = 1 << 16
@@ -29,7 +30,6 @@ _CHECKED_FROM = 12
 _ALIGN = 8
 _F16_MAGNITUDE = np.uint16(0x7FFF)
 _F16_MAX_OF_UNIT = 0x3C10  # 1.0 and a little rounding; NaN and infinity lie above
-_NORM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +165,8 @@ def _checked_vectors(
     if vectors is None or vectors.shape != (n, dimension):
         shape = None if vectors is None else vectors.shape
         raise InvalidVector(f"vectors have the shape {shape}, not {(n, dimension)}")
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float32)
-    # Written so that a NaN, which compares as false, is refused too.
-    if not (np.abs(squares - 1.0) <= 2 * _NORM_TOLERANCE).all():
-        row = int(np.flatnonzero(~(np.abs(squares - 1.0) <= 2 * _NORM_TOLERANCE))[0])
-        raise InvalidVector(f"vector {row} is not a finite vector of length 1")
+    if places := not_of_length_1(vectors):
+        raise InvalidVector(f"vector {places[0]} is not a finite vector of length 1")
     return vectors
 
 

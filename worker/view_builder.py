@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vecfleet.common.errors import CorruptData, CorruptSegment
-from vecfleet.worker.ann import DerivedIndex, FlatScan
+from vecfleet.common.rare_log import RareLog
+from vecfleet.worker.ann import SHORTAGES, DerivedIndex, FlatScan
 from vecfleet.worker.durable import file_crc
 from vecfleet.worker.index_policy import Thresholds, plan_index
 from vecfleet.worker.index_view import Part, View
@@ -18,6 +20,8 @@ from vecfleet.worker.manifest import Manifest
 from vecfleet.worker.partition_state import IndexEntry, SegmentEntry, State
 from vecfleet.worker.rows import RowNumbers
 from vecfleet.worker.segment import Segment
+
+log = RareLog(logging.getLogger(__name__))
 
 
 class ViewBuilder:
@@ -60,7 +64,7 @@ class ViewBuilder:
             if entry.number in died:
                 dead = np.concatenate(died[entry.number])
                 part = replace(part, liveness=part.liveness.killed(dead))
-            parts.append(self._with_index(part, indexes.get(entry.number), old is not None))
+            parts.append(self._with_index(part, indexes.get(entry.number), old))
         efforts: dict[str, int] = {}
         for index in (part.index for part in parts if part.index is not None):
             efforts[index.template] = max(efforts.get(index.template, 0), index.effort)
@@ -83,17 +87,24 @@ class ViewBuilder:
         segment = Segment.open(self._directory / entry.file, just_written=just_written)
         return Part(entry, segment, FlatScan(segment), Liveness.of(segment.rows.tombstones))
 
-    def _with_index(self, part: Part, entry: IndexEntry | None, just_written: bool) -> Part:
-        """``part`` with its derived index; where that is missing or damaged, the scan serves."""
+    def _with_index(self, part: Part, entry: IndexEntry | None, old: View | None) -> Part:
+        """``part`` with its derived index; where that is missing or damaged, the scan serves.
+
+        ``part`` as it is where the system has no file left: see ``View.waits_for_files``.
+        """
         if entry == part.index_entry:
             return part
         index: DerivedIndex | None = None
         if entry is not None:
             path = self._directory / entry.file
+            just_written = old is not None and entry not in old.state.indexes
             try:
                 if not just_written and file_crc(path) != entry.crc:
                     raise CorruptData(f"{entry.file} does not match its checksum")
                 index = DerivedIndex(path, entry.kind, entry.effort, entry.template)
-            except (OSError, CorruptData):
+            except (OSError, CorruptData) as error:
+                if isinstance(error, OSError) and error.errno in SHORTAGES:
+                    log.warning("%s waits to be opened: %s", entry.file, error.strerror)
+                    return part
                 index = None  # the entry is kept, so that the file is not tried again
         return replace(part, index=index, index_entry=entry)

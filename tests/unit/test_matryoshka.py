@@ -52,6 +52,15 @@ def test_a_vector_of_which_nothing_is_left_is_named():
     assert raised.value.indices == (2, 3)
 
 
+def test_a_vector_of_which_too_little_is_left_is_named():
+    """So little that it cannot be brought to length 1 in float32."""
+    vectors = np.eye(4, dtype=np.float32)
+    vectors[2, 0], vectors[3, 0] = 3e-23, np.nan
+    with pytest.raises(EngineFailed) as raised:
+        shortened(vectors, 2)
+    assert raised.value.indices == (2, 3)
+
+
 COMMIT = "5cf2132abc99cad020ac570b19d031efec650f2b"
 QWEN_CACHE = f"hub/models--Qwen--Qwen3-Embedding-4B/snapshots/{COMMIT}"
 

@@ -1,9 +1,23 @@
+import errno
+import os
+
 import faiss
 import numpy as np
 import pytest
-from index_oracle import DIMENSION, Oracle, check_reader, open_writer, settle, shard, vector_of
+from few_files import few_files_left
+from index_oracle import (
+    DIMENSION,
+    SMALL,
+    Oracle,
+    check_reader,
+    open_writer,
+    settle,
+    shard,
+    vector_of,
+)
 
 from vecfleet.common.errors import InvalidVector, Unavailable
+from vecfleet.worker import view_builder
 from vecfleet.worker.ann import FlatScan, code_distances
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.exact_scan import scan, widen
@@ -292,6 +306,52 @@ def test_a_damaged_index_is_left_aside_and_rebuilt(tmp_path, damage):
     assert agreement(reader, queries) >= 0.97
     reader.close()
     again.close()
+
+
+def test_an_index_that_no_file_is_left_for_is_opened_once_there_is(writer, tmp_path, monkeypatch):
+    fill(writer, clustered(2000, DIMENSION))
+    reader = PartitionReader.open(tmp_path, thresholds=SMALL)
+    settle(writer)
+    queries = clustered(20, DIMENSION, seed=5)
+    with few_files_left(0):
+        for _ in range(2):
+            reader.refresh()
+            assert reader.stats().indexed_documents == 0
+            assert agreement(reader, queries) >= 0.97, "searches go on"
+    assert not reader.refresh(), "it is not tried with every search"
+    monkeypatch.setattr(reader, "_indexes_at", 0.0)
+    assert reader.refresh()
+    assert reader.stats().indexed_documents == 2000
+    assert agreement(reader, queries) >= 0.97
+    assert not reader.refresh(), "there is nothing left to do"
+    reader.close()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_an_index_that_had_to_wait_is_checked_like_any_other(tmp_path, monkeypatch, is_damaged):
+    spec = PartitionSpec("0" * 32, "space", 64, "auto", 0.98)
+    writer = open_writer(tmp_path, spec=spec, thresholds=LIMITS)
+    fill(writer, clustered(9000, 64))
+    assert settle(writer) == []
+    (path,) = tmp_path.glob("idx-*.faiss")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= is_damaged
+    path.write_bytes(data)
+
+    def fail(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(view_builder, "file_crc", fail)
+        reader = PartitionReader.open(tmp_path, thresholds=LIMITS)
+        assert reader.stats().documents == 9000
+    assert reader.stats().indexed_documents == 0
+    monkeypatch.setattr(reader, "_indexes_at", 0.0)
+    reader.refresh()
+    assert reader.stats().indexed_documents == (0 if is_damaged else 9000)
+    assert not reader.refresh(), "damage does not go away"
+    reader.close()
+    writer.close()
 
 
 WAITING = Thresholds(exact_work=1000 * 384, large_work=1 << 40)
