@@ -75,9 +75,11 @@ class Ratios:
             "engine_vs_plain": self._plain_rate,
         }
         wanted = {key: way for key, way in ways.items() if key in keys}
-        for way in wanted.values():  # the first run loads code and opens connections
+        await self._bare_rate()  # the first run loads code and opens connections
+        if self._plain is not None:
+            await self._plain_rate()  # and both have loaded: the fleet's worker would yield to that
+        for way in wanted.values():
             await self._alone(way)
-        await self._bare_rate()
         rates: dict[str, list[float]] = {key: [] for key in wanted}
         ratios: dict[str, list[float]] = {key: [] for key in wanted}
         bare = [await self._bare_rate()]

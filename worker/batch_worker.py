@@ -175,7 +175,7 @@ class BatchWorker:
         self._loop.call_soon_threadsafe(self._note_started, jobs)
         try:
             batch = _paired(jobs, handler.run(jobs))
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the thread goes on
             batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
         self._settler.settle_now(batch)
 
@@ -228,7 +228,9 @@ class BatchWorker:
             log.error("%s", error)
             self._on_broken()
             return
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise  # the process ends
+        except BaseException as error:  # also a panic of a library in Rust, which is no Exception
             outcome = Failure(_as_ours(error, job))
         self._finish(job, outcome)
 
@@ -239,7 +241,9 @@ class BatchWorker:
             for job in jobs:
                 self._drop(job)
             raise
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             batch = [Settlement(job, Failure(_as_ours(error, job))) for job in jobs]
         for settlement in batch:
             self._finish(settlement.job, settlement.outcome)
@@ -364,7 +368,7 @@ def _refusal(job: ClaimedJob) -> VecfleetError:
     return InvalidInput(f"this worker runs no function {job.function!r}", field="function")
 
 
-def _as_ours(error: Exception, job: ClaimedJob) -> VecfleetError:
+def _as_ours(error: BaseException, job: ClaimedJob) -> VecfleetError:
     if isinstance(error, VecfleetError):
         return error
     if isinstance(error, TimeoutError):

@@ -48,19 +48,20 @@ Encode = Callable[[Sequence[T]], list[Encoded[P]]]
 OnStep = Callable[[Priority, int], None]
 
 
-def encode_each(encode: Encode[T, P], texts: Sequence[T]) -> list[Encoded[P] | Exception]:
+def encode_each(encode: Encode[T, P], texts: Sequence[T]) -> list[Encoded[P] | BaseException]:
     """What ``encode`` makes of each text, or what it raises for that text alone.
 
+    So is a panic of the tokeniser, which is written in Rust; it is no ``Exception``.
     Raises errors of our own, as ``TextsTooLong``, which are the whole call's.
     """
     try:
         return list(encode(texts))
-    except VecfleetError:
+    except (VecfleetError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         if len(texts) == 1:
             return [error]
-    found: list[Encoded[P] | Exception] = []
+    found: list[Encoded[P] | BaseException] = []
     for place, text in enumerate(texts):
         try:
             found += encode_each(encode, [text])
@@ -69,7 +70,7 @@ def encode_each(encode: Encode[T, P], texts: Sequence[T]) -> list[Encoded[P] | E
     return found
 
 
-def failure_of(failures: Mapping[int, Exception]) -> EngineFailed | None:
+def failure_of(failures: Mapping[int, BaseException]) -> EngineFailed | None:
     """The error of a call whose texts at these places failed; None where none did."""
     if not failures:
         return None
@@ -80,6 +81,6 @@ def failure_of(failures: Mapping[int, Exception]) -> EngineFailed | None:
     return EngineFailed(each[0] if len(each) == 1 else message, indices=indices, each=each)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """An error in a line that is not too long."""
     return f"{type(error).__name__}: {error}"[:_SAID_CHARS]

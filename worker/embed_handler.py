@@ -114,7 +114,8 @@ class EmbedHandler:
                 check_repeated(prompt, len(texts), name)
         started = time.perf_counter()
         embed = partial(
-            self._engine.embed,
+            self._embed,
+            dimensions=dimensions,
             priority=_priority(job),
             prompt=prompt,
             truncate=payload.get("truncate") is not False,
@@ -126,18 +127,26 @@ class EmbedHandler:
         else:
             self._quarantine.poison.check(job)
             result = await embed(texts)
-        vectors = shortened(result.vectors, dimensions)
+            await self._quarantine.acquit(job)
         return Answer(
             {
                 "model": card.name,
                 "dimension": dimensions,
-                "vectors": vectors.astype("<f4", copy=False).tobytes(),
+                "vectors": result.vectors.astype("<f4", copy=False).tobytes(),
                 "tokens": result.tokens.tolist(),
                 "truncated": np.flatnonzero(result.truncated).tolist(),
                 "queue_ms": job.queue_ms,
                 "inference_ms": (time.perf_counter() - started) * 1000,
             }
         )
+
+    async def _embed(self, texts: Sequence[str], *, dimensions: int, **options: Any) -> Embeddings:
+        """What the engine makes of ``texts``, the vectors cut to ``dimensions``.
+
+        Raises ``EngineFailed`` with the places of those whose vectors cannot be cut.
+        """
+        found = await self._engine.embed(texts, **options)
+        return replace(found, vectors=shortened(found.vectors, dimensions))
 
     async def _embed_block(self, job: ClaimedJob, payload: dict[str, Any]) -> Outcome:
         if payload.get("space") != self._engine.card.space:
@@ -152,6 +161,9 @@ class EmbedHandler:
         block = _parse_block(payload, job.version, dimensions)
         embed = self._embed_each if job.is_suspect else self._embed_what_can_be
         embeddings, refused = await embed(job, block)
+        if not job.is_suspect:
+            not_run = [entry.place for entry in refused if isinstance(entry.error, InvalidInput)]
+            await self._quarantine.acquit(job, not_run)
         if refused and job.is_apart:
             return Failure(refused[0].error)  # it is the dead letter's already, and stays there
         if refused:
@@ -169,15 +181,23 @@ class EmbedHandler:
         self, job: ClaimedJob, block: _Block
     ) -> tuple[Embeddings | None, list[Refused]]:
         """Embed a block whose worker died: text by text, those left out that have killed."""
-        embed = partial(self._engine.embed, priority=Priority.BULK, truncate=block.truncate)
+        embed = self._bulk(block)
         told = await self._one_by_one(job, block.texts, embed)
         errors = {i: e for i, e in enumerate(told) if isinstance(e, VecfleetError)}
         good = [found for found in told if isinstance(found, Embeddings)]
         refused = [Refused(i, block.ids[i], _alone(error)) for i, error in errors.items()]
         if not good:
             return None, refused
-        result = _joined(good)
-        return replace(result, vectors=shortened(result.vectors, block.dimensions)), refused
+        return _joined(good), refused
+
+    def _bulk(self, block: _Block) -> Callable[[Sequence[str]], Awaitable[Embeddings]]:
+        """Embeds texts as those of ``block`` are to be."""
+        return partial(
+            self._embed,
+            dimensions=block.dimensions,
+            priority=Priority.BULK,
+            truncate=block.truncate,
+        )
 
     async def _one_by_one(
         self, job: ClaimedJob, texts: Sequence[str], embed: Callable[..., Awaitable[Embeddings]]
@@ -196,16 +216,13 @@ class EmbedHandler:
         known = self._quarantine.poison.places(job.queue.pool, job.payload)
         refused = [Refused(i, block.ids[i], PoisonText(field="text")) for i in known]
         left = [i for i in range(len(block.texts)) if i not in known]
+        embed = self._bulk(block)
         while left:
             try:
                 texts = (
                     block.texts if len(left) == len(block.texts) else [block.texts[i] for i in left]
                 )
-                result = await self._engine.embed(
-                    texts, priority=Priority.BULK, truncate=block.truncate
-                )
-                vectors = shortened(result.vectors, block.dimensions)
-                return replace(result, vectors=vectors), refused
+                return await embed(texts), refused
             except VecfleetError as error:
                 places = getattr(error, "indices", ())
                 if not places:

@@ -27,6 +27,7 @@ ABORT = "[[abort]]"  # a step that holds such a text kills the process
 HANG = "[[hang]]"  # a step that holds such a text never ends
 BREAK = "[[break]]"  # a step that holds such a text fails, and all steps after it
 NAN = "[[nan]]"  # the row of such a text is NaN
+ZERO = "[[zero]]"  # the row of such a text is zero
 NO_MEMORY = "[[no-memory]]"  # a step of several texts that holds such a text is out of memory
 
 NULL_DIMENSION = 384
@@ -91,6 +92,8 @@ class _FakeRunner:
                 raise MemoryError("out of memory")
             if any(NAN in text for text in payload):
                 row[:] = np.nan
+            elif any(ZERO in text for text in payload):
+                row[:] = 0.0
             elif len(payload) == 2:
                 row[0] = fake_score(*payload)
             else:

@@ -51,7 +51,10 @@ LoadEngine = Callable[[EngineSettings], Awaitable[Engine]]
 def run_worker(
     config: WorkerConfig, on_event: OnEvent | None = None, load: LoadEngine = load_engine
 ) -> int:
-    """Embed and rerank until SIGTERM or SIGINT; returns the exit code."""
+    """Embed and rerank until SIGTERM or SIGINT; returns the exit code.
+
+    Raises as ``load``, and ``EngineFailed`` where the engine fails on a text of our own.
+    """
     return asyncio.run(_worker(config, on_event, load))
 
 
@@ -64,15 +67,24 @@ async def _worker(config: WorkerConfig, on_event: OnEvent | None, load: LoadEngi
         max_merge_bytes=config.max_merge_bytes,
         max_unmerged_bytes=config.max_unmerged_bytes,
     )
-    engine = ProvenEngine(await load(config.engine))
+    engine, packing = ProvenEngine(await load(config.engine)), Activity()
     try:
-        return await _serve(engine, ledger, config, ends, on_event)
+        ProgressWatch(
+            engine,
+            config.max_step_s,
+            loop=asyncio.get_running_loop(),
+            threads={"the packing of a shard has not ended": packing},
+        ).start()
+        # What broke at the first texts that it claimed would pass for broken by them.
+        await engine.prove()
+        return await _serve(engine, packing, ledger, config, ends, on_event)
     finally:
         await engine.close()
 
 
 async def _serve(
     engine: Engine,
+    packing: Activity,
     ledger: Ledger,
     config: WorkerConfig,
     ends: tuple[asyncio.Event, asyncio.Event],
@@ -95,7 +107,6 @@ async def _serve(
     urgent = [queue for queue in queues if queue.lane == "interactive"]
     windows = _engine_windows(engine)
     watch = ResourceWatch(windows, config.limits, MachineGauge(engine.device), width=card.dimension)
-    packing = Activity()
     quarantine = Quarantine(ledger, windows, urgent=lambda: urgent)
     worker = BatchWorker(
         ledger,
@@ -116,19 +127,12 @@ async def _serve(
             f"worker ready: {card.name} on {card.engine} ({card.dtype}, {card.space})", on_event
         ),
     )
-    progress = ProgressWatch(
-        engine,
-        config.max_step_s,
-        loop=loop,
-        threads={"the packing of a shard has not ended": packing},
-    )
     remember = partial(quarantine.poison.refresh, pools)
     with closing(watch):
         await asyncio.to_thread(watch.check)
         await asyncio.to_thread(remember)
         watching = every(config.limits.check_s, watch.check, stop.set)
         async with beside(watching, every(keys.HEARTBEAT_S, remember, stop.set)):
-            progress.start()
             await worker.run(stop, hurry=hurry)
     return code
 

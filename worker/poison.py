@@ -6,7 +6,7 @@ nothing more as long as there are none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from vecfleet.common.errors import PoisonText, Unavailable
@@ -36,6 +36,14 @@ class PoisonTexts:
             return []
         texts = computed_together(payload)
         return [at for at, parts in enumerate(texts) if known.get(text_key(*parts)) == kind]
+
+    def named(
+        self, pool: str, payload: Mapping[str, Any], but_at: Container[int] = ()
+    ) -> list[str]:
+        """The digests of the texts of a call that are still to be judged, without some places."""
+        places = [at for at in self.places(pool, payload, NAMED) if at not in but_at]
+        texts = computed_together(payload) if places else []
+        return [text_key(*texts[at]) for at in places]
 
     def check(self, job: ClaimedJob) -> None:
         """Refuse a call that would kill again.

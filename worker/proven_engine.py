@@ -9,13 +9,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from vecfleet.common.errors import EngineBroken, EngineDied, EngineFailed
+from vecfleet.common.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineDied,
+    EngineFailed,
+    EngineStarting,
+    TextsTooLong,
+)
 from vecfleet.common.model import ModelCard
 from vecfleet.worker.engine import Embeddings, Engine, EngineStats, Priority, Scores
+from vecfleet.worker.unit_length import not_of_length_1
 
 log = logging.getLogger(__name__)
 
 PROBE = "Is anybody there?"
+PROBE_PAIR = ("no", "no")  # short, as there may be room for few tokens
 _Result = TypeVar("_Result")
 
 
@@ -59,10 +68,19 @@ class ProvenEngine:
         truncate: bool = True,
     ) -> Embeddings:
         """See ``Engine.embed``."""
-        call = partial(
-            self._engine.embed, texts, priority=priority, prompt=prompt, truncate=truncate
-        )
+        call = partial(self._embed, texts, priority=priority, prompt=prompt, truncate=truncate)
         return await self._proven(call)
+
+    async def _embed(self, texts: Sequence[str], **options: Any) -> Embeddings:
+        """What the engine makes of ``texts``.
+
+        Raises ``EngineFailed`` with the places of those whose vectors are not of length 1, as zeros
+        are, which no index takes and no search finds.
+        """
+        found = await self._engine.embed(texts, **options)
+        if places := not_of_length_1(found.vectors):
+            raise EngineFailed("the model gave a vector that is not of length 1", indices=places)
+        return found
 
     async def rerank(
         self,
@@ -85,6 +103,22 @@ class ProvenEngine:
     async def close(self) -> None:
         """See ``Engine.close``."""
         await self._engine.close()
+
+    async def prove(self) -> None:
+        """Compute a text of our own before anybody's.
+
+        Raises ``EngineFailed`` where that fails or the engine dies of it, ``ConfigError`` where the
+        model is told to read so few tokens that there is no room for one.
+        """
+        try:
+            await self._compute_own()
+        except TextsTooLong as error:
+            message = f"{self.card.name} is to read too few tokens: {error}"
+            raise ConfigError(message, field="max_model_len") from error
+        except (EngineFailed, EngineDied, EngineBroken, EngineStarting) as error:
+            # Unlike a call, this start is not one to be tried again without end.
+            message = f"{self.card.name} loads, but fails on a text of our own: {error}"
+            raise EngineFailed(message) from error
 
     async def _proven(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
         if self._why_broken:
@@ -112,10 +146,7 @@ class ProvenEngine:
         if self._why_broken:
             return
         try:
-            if "embed" in self.card.tasks:
-                await self._engine.embed([PROBE], priority=Priority.INTERACTIVE)
-            else:
-                await self._engine.rerank([(PROBE, PROBE)], priority=Priority.INTERACTIVE)
+            await self._compute_own()
         except EngineFailed as own:  # its message quotes nobody's text, as the callers' may
             if self._why_broken:
                 return
@@ -125,3 +156,9 @@ class ProvenEngine:
             held, self._held = self._held, set()
             for task in held:
                 task.cancel()
+
+    async def _compute_own(self) -> None:
+        if "embed" in self.card.tasks:
+            await self._embed([PROBE], priority=Priority.INTERACTIVE)
+        else:
+            await self._engine.rerank([PROBE_PAIR], priority=Priority.INTERACTIVE)

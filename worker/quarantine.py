@@ -12,7 +12,15 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -162,12 +170,21 @@ class Quarantine:
                 if waiting and not is_first and time.monotonic() > ends:
                     return
                 told[place] = await run(place)
-            except (EngineFailed, InvalidInput) as error:
+            except EngineFailed as error:
                 told[place] = error
-            if place == job.named and digests[place]:
-                await self._persist(self._ledger.clear, job, digests[place])
+            except InvalidInput as error:
+                told[place] = error
+                await self._note(job, None)  # no engine had it: the next note must not clear it
             left.pop()
             is_first = False
+
+    async def acquit(self, job: ClaimedJob, not_run: Container[int] = ()) -> None:
+        """An ordinary call was computed: what others died at in it was not to blame.
+
+        ``not_run``: places of texts that no engine had.
+        """
+        if digests := self.poison.named(job.queue.pool, job.payload, not_run):
+            await self._persist(self._ledger.acquit, job.queue.pool, digests)
 
     async def _note(
         self, job: ClaimedJob, place: int | Literal["*"] | None, digest: str = ""

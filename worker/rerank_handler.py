@@ -49,6 +49,7 @@ class RerankHandler:
         if not job.is_suspect:
             self._quarantine.poison.check(job)
             result = await score(pairs)
+            await self._quarantine.acquit(job)
         elif job.condemned:
             return verdict(job, lambda place: {"documents": documents[place : place + 1]})
         else:

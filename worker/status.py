@@ -16,6 +16,7 @@ class EngineStatus:
         self._before = engine.stats
         self._tokens_per_s = 0.0
         self._was_full = False
+        self._begins_full = False  # when it was looked at last
 
     @property
     def tokens_per_s(self) -> float:
@@ -50,10 +51,13 @@ class EngineStatus:
         busy_s = stats.busy_s - self._before.busy_s
         steps = stats.steps - self._before.steps
         if busy_s <= 0 or steps <= 0:
+            self._begins_full &= stats.pending_tokens > 0
             return
         tokens = stats.tokens - self._before.tokens
         rate = tokens / busy_s
-        is_full = stats.pending_tokens >= _FULL_STEPS * tokens / steps
+        # From one look to the next: what has just come says nothing of the steps before it.
+        ends_full = stats.pending_tokens >= _FULL_STEPS * tokens / steps
+        is_full, self._begins_full = ends_full and self._begins_full, ends_full
         if rate > self._tokens_per_s or (is_full and not self._was_full):
             self._tokens_per_s = rate
         elif is_full:

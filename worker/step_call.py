@@ -24,8 +24,8 @@ class StepCall:
     priority: Priority
     rows: Rows
     left: int
-    failures: dict[int, Exception] = field(default_factory=dict)
-    encode_now: Callable[[], list[Encoded[Any] | Exception]] | None = None
+    failures: dict[int, BaseException] = field(default_factory=dict)
+    encode_now: Callable[[], list[Encoded[Any] | BaseException]] | None = None
 
 
 def settle(finished: list[tuple[StepCall, VecfleetError | None]]) -> None:

@@ -8,6 +8,7 @@ thread switches; a larger one in a side thread, a chunk at a time, so that steps
 from __future__ import annotations
 
 import asyncio
+import logging
 import statistics
 import threading
 import time
@@ -17,7 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from vecfleet.common.errors import EngineFailed, TextsTooLong, Unavailable, VecfleetError
+from vecfleet.common.errors import (
+    EngineBroken,
+    EngineDied,
+    EngineFailed,
+    TextsTooLong,
+    Unavailable,
+    VecfleetError,
+)
+from vecfleet.common.logs import shown
 from vecfleet.worker.activity import Activity
 from vecfleet.worker.batching import Batch, Batcher, Entry
 from vecfleet.worker.calls import (
@@ -28,6 +37,7 @@ from vecfleet.worker.calls import (
     Rows,
     encode_each,
     failure_of,
+    said,
 )
 from vecfleet.worker.engine import EngineStats, Priority
 from vecfleet.worker.forward_pass import ForwardPass, Runner
@@ -36,6 +46,8 @@ from vecfleet.worker.step_call import StepCall, settle, tell_on
 SMALL_CALL_TEXTS = 8
 SMALL_CALL_CHARS = 8 << 10
 STEP_MEDIAN_OVER = 256
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -55,6 +67,7 @@ class StepLoop(Generic[P]):
         self._runner: Runner[P]
         self._pass: ForwardPass[P]
         self._closing = False
+        self._why_broken = ""
         self._thread: threading.Thread | None = None
         self._encoders = {
             priority: ThreadPoolExecutor(1, thread_name_prefix=f"{name}-encode")
@@ -78,11 +91,14 @@ class StepLoop(Generic[P]):
                 self._runner = load()
                 self._batcher = self._runner.make_batcher()
                 self._pass = ForwardPass(self._runner, self._batcher)
-            except Exception as error:
+            except BaseException as error:
                 tell_on(loop, _settle_start, loaded, error)
                 return
             tell_on(loop, _settle_start, loaded, None)
-            self._step_until_closed()
+            try:
+                self._step_until_closed()
+            except BaseException as error:  # nothing may end this thread without a word
+                self._break(error)
 
         self._thread = threading.Thread(target=main, name=f"{self._name}-steps", daemon=True)
         self._thread.start()
@@ -91,7 +107,10 @@ class StepLoop(Generic[P]):
     async def submit(
         self, texts: Sequence[T], encode: Encode[T, P], *, priority: Priority, whole: bool = False
     ) -> Rows:
-        """The model's rows for ``texts``; with ``whole``, ``encode`` sees all before any runs."""
+        """The model's rows for ``texts``; with ``whole``, ``encode`` sees all before any runs.
+
+        Errors as in ``Engine.embed``; ``EngineDied``, then ``EngineBroken``, where steps end.
+        """
         count = len(texts)
         rows = Rows.empty(count, self._runner.width)
         if self._closing:
@@ -113,6 +132,8 @@ class StepLoop(Generic[P]):
         if _is_small(texts):
             call.encode_now = partial(encode_each, encode, texts)
         with self._changed:
+            if self._why_broken:
+                raise EngineBroken(self._why_broken)
             self._calls.add(call)
             if call.encode_now:
                 self._to_encode.append(call)
@@ -139,6 +160,7 @@ class StepLoop(Generic[P]):
                 bulk_tokens=self._bulk_tokens,
                 step_tokens=self._batcher.step_tokens,
                 stalled_s=self._activity.stalled_s,
+                state="broken" if self._why_broken else "ready",
             )
 
     async def close(self) -> None:
@@ -150,11 +172,7 @@ class StepLoop(Generic[P]):
             encoder.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-        with self._changed:
-            calls, self._calls = list(self._calls), set()
-        error = Unavailable("the engine was closed")
-        for call in calls:
-            tell_on(call.loop, settle, [(call, error)])
+        self._end_calls(Unavailable("the engine was closed"))
 
     # -- encoding ---------------------------------------------------------------------------
 
@@ -169,7 +187,7 @@ class StepLoop(Generic[P]):
                 return
 
     def _encode_part(
-        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | Exception]]
+        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | BaseException]]
     ) -> bool:
         """Whether the call goes on."""
         with self._changed:
@@ -179,13 +197,17 @@ class StepLoop(Generic[P]):
         try:
             with self._activity.doing():
                 return self._encode(call, start, encode)
+        except BaseException as error:  # whatever it is, somebody waits to be told
+            log.error("the texts of a call cannot be encoded: %s", shown(error))
+            self._fail(call, EngineFailed(f"the texts cannot be encoded: {said(error)}"))
+            return False
         finally:
             with self._changed:
                 self._encoding.discard(call)
                 self._tell_leaving()
 
     def _encode(
-        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | Exception]]
+        self, call: StepCall, start: int, encode: Callable[[], list[Encoded[P] | BaseException]]
     ) -> bool:
         try:
             encoded = encode()
@@ -198,7 +220,7 @@ class StepLoop(Generic[P]):
             return False
         entries = []
         for place, one in enumerate(encoded, start):
-            if isinstance(one, Exception):
+            if isinstance(one, BaseException):
                 call.failures[place] = one
                 continue
             call.rows.tokens[place] = one.length
@@ -267,6 +289,23 @@ class StepLoop(Generic[P]):
 
     # -- ends of calls ----------------------------------------------------------------------
 
+    def _break(self, error: BaseException) -> None:
+        """The step thread ends, and nothing is computed any more."""
+        with self._changed:
+            self._why_broken = f"the thread that runs the model ended: {shown(error)}"
+            self._running = None
+            self._tell_leaving()
+            for call in self._calls:
+                self._batcher.drop(call)
+        log.critical("%s", self._why_broken, exc_info=error)
+        self._end_calls(EngineDied(self._why_broken))
+
+    def _end_calls(self, error: VecfleetError) -> None:
+        with self._changed:
+            calls, self._calls = list(self._calls), set()
+        for call in calls:
+            tell_on(call.loop, settle, [(call, error)])
+
     def _forget(self, call: StepCall) -> None:
         with self._changed:
             self._calls.discard(call)
@@ -302,7 +341,7 @@ def _is_small(texts: Sequence[Any]) -> bool:
     )
 
 
-def _settle_start(loaded: asyncio.Future[None], error: Exception | None) -> None:
+def _settle_start(loaded: asyncio.Future[None], error: BaseException | None) -> None:
     if loaded.done():
         return
     if error is None:

@@ -27,7 +27,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-from vecfleet.common.errors import ConfigError, EngineBroken
+from vecfleet.common.errors import ConfigError, EngineFailed
 from vecfleet.worker.engine_plan import EnginePlan
 from vecfleet.worker.model_files import ModelFiles
 from vecfleet.worker.prompts import QWEN3_NO, QWEN3_YES
@@ -102,7 +102,7 @@ class VllmCore:
     ) -> VllmCore:
         """Load the model: half a minute.
 
-        Raises ``ConfigError`` with what vLLM says of the model or the settings, ``EngineBroken``
+        Raises ``ConfigError`` with what vLLM says of the model or the settings, ``EngineFailed``
         where its process ends: what it printed tells why, and another try may go well.
         """
         arguments = engine_arguments(files, plan, step_tokens)
@@ -117,7 +117,7 @@ class VllmCore:
                 f"vLLM cannot run {files.name}: {error}"[:600], field="model"
             ) from error
         except RuntimeError as error:
-            raise EngineBroken(f"vLLM does not start with {files.name}: {error}"[:600]) from error
+            raise EngineFailed(f"vLLM does not start with {files.name}: {error}"[:600]) from error
         task = "embed" if files.kind == "embedding" else "classify"
         # Scores come as logits: which activation vLLM would take depends on a model's files.
         params = PoolingParams(task=task, use_activation=task == "embed")

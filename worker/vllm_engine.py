@@ -12,6 +12,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,7 +65,7 @@ class _Call:
 
     priority: Priority
     rows: Rows
-    failures: dict[int, Exception] = field(default_factory=dict)
+    failures: dict[int, BaseException] = field(default_factory=dict)
     texts: list[_Text] = field(default_factory=list)
 
 
@@ -108,7 +109,7 @@ class VllmEngine(TextEngine):
         served_name: str | None = None,
         on_step: OnStep | None = None,
     ) -> VllmEngine:
-        """Load the model: half a minute. Raises ``ConfigError`` and ``EngineBroken``.
+        """Load the model: half a minute. Raises ``ConfigError`` and ``EngineFailed``.
 
         ``on_step(priority, texts)`` is called after each step; a step with both is interactive.
         ``memory.prepare_vllm_process`` is called before this module is imported.
@@ -211,7 +212,7 @@ class VllmEngine(TextEngine):
     ) -> list[_Text]:
         encoder = self._encoders[call.priority]
 
-        def watched() -> list[Encoded[Tokens] | Exception]:
+        def watched() -> list[Encoded[Tokens] | BaseException]:
             with self._counters.activity.doing():
                 return encode_each(encode, texts)
 
@@ -222,7 +223,7 @@ class VllmEngine(TextEngine):
             raise TextsTooLong(error.message, indices=places, field=error.field) from error
         new = []
         for place, one in enumerate(encoded, start):
-            if isinstance(one, Exception):
+            if isinstance(one, BaseException):
                 call.failures[place] = one
                 continue
             call.rows.tokens[place], call.rows.truncated[place] = one.length, one.truncated
@@ -281,8 +282,9 @@ class VllmEngine(TextEngine):
         self._counters.forget(text.length)
 
     async def _prove(self, core: VllmCore) -> None:
-        """Compute a text that no caller sent."""
-        (probe,) = self._tokenizer.texts([PROBE], truncate=True)
-        self._serial += 1
-        name = request_name(Priority.INTERACTIVE, 0, self._serial)
-        await core.result(await core.ask(name, probe.payload, 0))
+        """Compute a text that no caller sent; raises ``EngineFailed`` where that is not right."""
+        call = _Call(Priority.INTERACTIVE, Rows.empty(1, self.card.dimension or 1))
+        encode = partial(self._tokenizer.texts, truncate=True)
+        await self._run(core, call, [PROBE], encode, CHUNK_TEXTS)
+        if failure := failure_of(call.failures):
+            raise failure

@@ -35,7 +35,10 @@ class VllmKeeper:
         on_step_end: OnStepEnd,
         prove: Callable[[VllmCore], Awaitable[None]],
     ) -> None:
-        """``prove`` computes something; raises ``CoreDiedError`` where vLLM dies of that too."""
+        """``prove`` computes something.
+
+        It raises ``CoreDiedError`` where vLLM dies of that too, ``EngineFailed`` where it is wrong.
+        """
         assert plan.max_num_batched_tokens is not None
         self._planned_tokens = self.step_tokens = plan.max_num_batched_tokens
         self._files = files
@@ -53,7 +56,8 @@ class VllmKeeper:
     async def start(self) -> None:
         """Load the model: half a minute; from now on it is watched over.
 
-        Raises as ``VllmCore.start``, and ``ConfigError`` where it loads but cannot compute.
+        Raises as ``VllmCore.start``, and ``ConfigError`` or ``EngineFailed`` where it loads but
+        cannot compute, or computes nothing right.
         """
         await self.load()
         try:
@@ -64,6 +68,9 @@ class VllmKeeper:
                 f"vLLM loads {self._files.name} but cannot run it here; its own messages tell why",
                 field="model",
             ) from error
+        except BaseException:
+            await self.stop()
+            raise
         self._watching = asyncio.create_task(self._watch())
 
     async def load(self) -> None:
@@ -141,7 +148,9 @@ class VllmKeeper:
             self._give_up("vLLM's process dies of every text")
         except EngineBroken as error:
             self._give_up(error.message)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # also a panic of its tokeniser, which is no Exception
             log.error("vLLM does not start again", exc_info=error)
             self._give_up(f"vLLM does not start again: {error}")
         finally:

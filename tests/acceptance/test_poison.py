@@ -230,6 +230,43 @@ async def test_many_poisons_and_two_workers_bury_nobody_else(ward):
         assert set(await dead_texts(client, queue)) == poisons
 
 
+async def test_workers_that_are_killed_together_at_a_common_text_condemn_it_nowhere(ward):
+    async with ward(workers=0) as (fleet, client):
+        first = fleet.start("worker")
+        await asyncio.to_thread(first.wait_for_line, "worker ready")
+        collection = await client.create_collection("c", model="fake")
+        first.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(first.wait, 30) == 0
+        same = [
+            [parse_document({"id": f"{name}/{n}", "text": "N/A"}) for n in range(40)]
+            for name in "ab"
+        ]
+        await submit(client, collection, "s", same)
+        for place in range(2):  # as if the one worker that had both had been killed
+            await client.redis.hset(keys.job(f"s-{place}"), "vf_attempts", 1)
+        workers = [fleet.start("worker", step_s=0.05) for _ in range(2)]
+
+        async def both_have_one():
+            at = [await client.redis.hget(keys.job(f"s-{n}"), "vf_at") for n in range(2)]
+            return all(place is not None and place.isdigit() for place in at)
+
+        await eventually(both_have_one, 60, "both in quarantine")
+        for worker in workers:
+            worker.signal(signal.SIGKILL)
+
+        lease = keys.lease(keys.embed_queue(collection.spec.space, "bulk"))
+
+        async def both_are_over():  # then they are judged together
+            seconds, _ = await client.redis.time()
+            return await client.redis.zcount(lease, "-inf", seconds * 1000) == 2
+
+        await eventually(both_are_over, 60, "the leases")
+        last = fleet.start("worker")
+        state = await done(client, "s")
+        assert "rescued 2" in last.output
+        assert (state.committed, state.failed) == (80, 0)
+
+
 async def test_who_waits_for_a_poisonous_text_is_told_which_it_is(ward):
     async with ward() as (fleet, client):
         asked = [f"text {n}" for n in range(5)]

@@ -150,6 +150,30 @@ async def test_an_error_of_one_job_is_its_own(fleet):
     assert answers[4].field == "n"
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise: no ``Exception``."""
+
+
+@pytest.mark.parametrize("kind", [One, Many, Direct])
+async def test_a_panic_of_one_job_is_its_own(fleet, kind):
+    def direct(jobs):
+        if any(job.payload == "bad" for job in jobs):
+            raise Panic("found itself at fault")
+        return [Answer(job.payload) for job in jobs]
+
+    async def many(jobs):
+        return direct(jobs)
+
+    async def one(job):
+        return direct([job])[0]
+
+    fleet.start({"work": kind({One: one, Many: many, Direct: direct}[kind])})
+    with pytest.raises(JobFailed, match="at fault"):
+        await fleet.ask(1, "bad", function="work")
+    assert await fleet.ask(2, "good", function="work") == "good"
+    assert fleet.redis.keys("rq:job:*") == []
+
+
 async def test_what_is_claimed_together_runs_together(fleet):
     sizes = []
 

@@ -161,3 +161,32 @@ def test_a_worker_in_which_something_hangs_ends(what):
     )
     assert says in ended.stderr
     assert ended.returncode == (0 if what == "nothing" else 1)
+
+
+@pytest.mark.parametrize("is_told_to_end", [False, True])
+def test_a_worker_whose_engine_hangs_on_our_own_text_ends(is_told_to_end):
+    """It claims nothing yet, and shows itself to nobody."""
+    script = f"""
+        import logging, os, signal
+        from vecfleet.worker import proven_engine
+        from vecfleet.worker.engine_settings import EngineSettings
+        from vecfleet.worker.fake_engine import HANG, FakeEngine, FakeSettings
+        from vecfleet.worker.main import WorkerConfig, run_worker
+
+        def on_step(*_):
+            if {is_told_to_end}:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        async def load(settings):
+            return await FakeEngine.load(FakeSettings(on_step=on_step))
+
+        logging.basicConfig()
+        proven_engine.PROBE = HANG
+        config = WorkerConfig("redis://127.0.0.1:1", EngineSettings("fake"), max_step_s=0.5)
+        run_worker(config, load=load)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=50
+    )
+    assert "the engine has done no step" in ended.stderr
+    assert ended.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vecfleet.common.errors import EngineFailed, TextsTooLong
 from vecfleet.worker.calls import encode_each, failure_of
@@ -11,6 +12,8 @@ from vecfleet.worker.engine import Priority
 from vecfleet.worker.fake_engine import FakeEngine, FakeSettings, fake_vector
 
 ODD = "[[odd]]"
+PANIC = "[[panic]]"
+EXIT = "[[exit]]"
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
 
 
@@ -18,7 +21,18 @@ class PickyEngine(FakeEngine):
     def _encode(self, payloads, truncate):
         if any(ODD in text for payload in payloads for text in payload):
             raise RuntimeError("no token for this")
+        if any(PANIC in text for payload in payloads for text in payload):
+            panic()
+        if any(EXIT in text for payload in payloads for text in payload):
+            raise SystemExit
         return super()._encode(payloads, truncate)
+
+
+def panic() -> None:
+    """As tokenizers do, in Rust, where they find themselves at fault."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.FixedLength(length=0)
+    tokenizer.encode("a text")
 
 
 @pytest.fixture
@@ -50,6 +64,31 @@ async def test_a_call_of_nothing_else_ends_at_once(engine):
     assert engine.stats.steps == 0
     found = await engine.embed(["fine"], priority=BULK)
     np.testing.assert_allclose(found.vectors[0], fake_vector("fine", 32))
+
+
+def test_a_panic_is_no_exception():
+    with pytest.raises(BaseException, match="chunk size") as raised:
+        panic()
+    assert not isinstance(raised.value, Exception)
+
+
+@pytest.mark.parametrize("count", [3, 300])
+@pytest.mark.parametrize("priority", [BULK, INTERACTIVE])
+async def test_a_text_on_which_the_tokeniser_panics_is_named_as_well(engine, priority, count):
+    texts = [f"text {n}" for n in range(count)]
+    texts[1] = PANIC
+    with pytest.raises(EngineFailed, match="PanicException") as raised:
+        await engine.embed(texts, priority=priority)
+    assert raised.value.indices == (1,)
+    assert len((await engine.embed(["fine"] * count, priority=priority)).vectors) == count
+
+
+@pytest.mark.parametrize("count", [3, 300])
+async def test_whatever_else_ends_the_encoding_of_a_call_fails_it(engine, count):
+    with pytest.raises(EngineFailed, match="SystemExit") as raised:
+        await engine.embed([EXIT] * count, priority=BULK)
+    assert raised.value.indices == ()
+    assert len((await engine.embed(["fine"] * count, priority=BULK)).vectors) == count
 
 
 async def test_texts_that_are_too_long_are_told_beside_one_that_cannot_be_encoded(engine):

@@ -56,7 +56,7 @@ def test_single_queries_do_not_say_what_it_can_do(engine: Counting, status: Engi
 def test_full_steps_say_it_and_single_ones_take_nothing_back(
     engine: Counting, status: EngineStatus
 ) -> None:
-    engine.does(100, 10, 0.01)
+    engine.does(100, 10, 0.01, pending=100_000)
     told(status)
     engine.does(10, 4000, 0.2, pending=100_000)
     assert told(status) == (20_000.0, 1)
@@ -68,8 +68,9 @@ def test_full_steps_say_it_and_single_ones_take_nothing_back(
 def test_an_engine_that_got_slower_says_so_when_it_is_full(
     engine: Counting, status: EngineStatus
 ) -> None:
-    engine.does(10, 4000, 0.2, pending=100_000)
-    told(status)
+    for _ in range(2):
+        engine.does(10, 4000, 0.2, pending=100_000)
+        told(status)
     engine.does(25, 4000, 0.4, pending=100_000)  # ten seconds: half of the way
     assert told(status)[0] == pytest.approx(15_000)
 
@@ -77,7 +78,31 @@ def test_an_engine_that_got_slower_says_so_when_it_is_full(
 def test_the_first_full_steps_count_at_once_even_if_slower(
     engine: Counting, status: EngineStatus
 ) -> None:
-    engine.does(1, 2000, 0.05)
+    engine.does(1, 2000, 0.05, pending=100_000)
     assert told(status) == (40_000.0, 0)
     engine.does(10, 4000, 0.2, pending=100_000)
     assert told(status) == (20_000.0, 1)
+
+
+def test_texts_that_have_just_come_do_not_make_full_steps_of_those_before(
+    engine: Counting, status: EngineStatus
+) -> None:
+    engine.does(100, 10, 0.01)
+    told(status)
+    engine.does(100, 10, 0.01, pending=100_000)
+    assert told(status) == (1000.0, 0)
+    engine.does(10, 4000, 0.2)
+    assert told(status) == (20_000.0, 0), "they are done"
+    engine.does(10, 4000, 0.2, pending=100_000)
+    told(status)
+    engine.does(10, 4000, 0.4, pending=100_000)
+    assert told(status) == (10_000.0, 1)
+
+
+def test_an_engine_that_stood_idle_begins_anew(engine: Counting, status: EngineStatus) -> None:
+    engine.does(10, 4000, 0.2, pending=100_000)
+    told(status)
+    engine.does(0, 0, 0.0)  # what waited was cancelled
+    told(status)
+    engine.does(100, 10, 0.01, pending=100_000)
+    assert told(status) == (20_000.0, 0)

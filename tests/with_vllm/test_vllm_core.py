@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from vecfleet.common.errors import EngineFailed
+from vecfleet.fleet.cli import exit_code_of
+
 DEADLINE_S = 20.0
 
 
@@ -53,3 +56,18 @@ async def test_stopping_one_that_died_tells_those_that_its_handler_has_not_told(
         with pytest.raises(CoreDiedError):
             await waiting
     assert llm.output_handler.cancelled()
+
+
+async def test_a_start_whose_process_ends_has_failed(monkeypatch, tmp_path):
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from vecfleet.worker import vllm_core
+
+    def end(*_, **__):
+        raise RuntimeError("Engine core initialization failed.")
+
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", end)
+    monkeypatch.setattr(vllm_core, "engine_arguments", lambda *_: {"model": str(tmp_path)})
+    with pytest.raises(EngineFailed, match=r"does not start with m: .*failed") as raised:
+        vllm_core.VllmCore.start(SimpleNamespace(name="m"), None, 64, print)
+    assert exit_code_of(raised.value) == 1  # counted as a start that failed

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from engines.checkpoints import POISON
 from engines.passages import passages
 from engines.rigs import DEADLINE_S, STEP_TOKENS, load_vllm, vllm_processes
+from safetensors.numpy import load_file, save_file
 
 from vecfleet.common.errors import (
     ConfigError,
     EngineBroken,
     EngineDied,
+    EngineFailed,
     EngineStarting,
     Unavailable,
 )
@@ -103,6 +107,46 @@ async def test_who_had_a_text_in_a_process_that_dies_is_told_and_it_comes_back(q
     await all_ended()
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise: no ``Exception``."""
+
+
+async def test_a_text_on_which_the_tokeniser_panics_is_named_and_nobody_hangs(
+    qwen3_embedding, monkeypatch
+):
+    engine = await load_vllm(qwen3_embedding)
+    encode = engine._tokenizer.texts
+
+    def panicky(texts, **given):
+        if any("[[panic]]" in text for text in texts):
+            raise Panic("found itself at fault")
+        return encode(texts, **given)
+
+    monkeypatch.setattr(engine._tokenizer, "texts", panicky)
+    try:
+        for priority in Priority:
+            texts = sentences(200)
+            texts[150] = "[[panic]]"
+            with pytest.raises(EngineFailed, match="Panic: found itself at fault") as raised:
+                await engine.embed(texts, priority=priority)
+            assert raised.value.indices == (150,)
+            assert len((await engine.embed(sentences(3), priority=priority)).vectors) == 3
+        assert engine.stats.pending_tokens == engine.stats.stalled_s == 0
+    finally:
+        await engine.close()
+
+
+async def test_a_model_that_gives_nan_is_not_taken_into_service(qwen3_embedding, tmp_path):
+    folder = Path(shutil.copytree(qwen3_embedding, tmp_path / "broken"))
+    weights = load_file(folder / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("layers.1.input_layernorm.weight"))
+    weights[name] = np.full_like(weights[name], np.inf)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineFailed, match="NaN"):
+        await load_vllm(folder)
+    await all_ended()
+
+
 async def test_a_death_with_nothing_in_hand_is_noticed(qwen3_embedding):
     engine = await load_vllm(qwen3_embedding)
     try:
@@ -132,7 +176,9 @@ async def test_a_text_that_kills_the_process_costs_one_death_and_nothing_later(f
         await engine.close()
 
 
-@pytest.mark.parametrize("error", [EngineBroken("no process"), ConfigError("no memory is left")])
+@pytest.mark.parametrize(
+    "error", [EngineFailed("no process"), ConfigError("no memory is left"), Panic("at fault")]
+)
 async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embedding, error):
     engine = await load_vllm(qwen3_embedding)
 
@@ -147,7 +193,7 @@ async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embed
             while engine.stats.state != "broken":
                 await asyncio.sleep(0.05)
         for _ in range(2):
-            with pytest.raises(EngineBroken, match=error.message):
+            with pytest.raises(EngineBroken, match=str(error)):
                 await engine.embed(sentences(3), priority=BULK)
     finally:
         await engine.close()
