@@ -18,8 +18,9 @@
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
 --       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'dead_full' (instead of the bytes waiting
---       those in the tenant's dead letter), 'late', 'cancelled' or 'invalid' (tokens and documents are
---       whole numbers below 2^31, block below 2^24); unless 'ok', nothing was written
+--       those in the tenant's dead letter), 'late', 'cancelled' or 'invalid' (the queue is
+--       vf.{tenant}.{task}.{target}.{lane}, tokens and documents are whole numbers below 2^31, block
+--       below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
 local FIRST, STRIDE = 15, 5
@@ -28,8 +29,8 @@ local ALIVE_S = 30  -- as the reply box has it
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 
-local tenant, line = string.match(queue, '^vf%.([^.]*)%.(.+)$')
-tenant, line = tenant or '-', line or queue
+local tenant, line = string.match(queue, '^vf%.([%w_-]+)%.([%w_.-]+)$')
+if not line then return {'invalid', 0, 0} end
 local merges = string.sub(line, 1, 6) == 'merge.'
 local sum = 'vf:sum:' .. (merges and 'merge' or line)
 local max_shared, max_unmerged = tonumber(ARGV[merges and 12 or 11]), tonumber(ARGV[12])
@@ -95,14 +96,14 @@ end
 
 -- Why what is new may not come in; nil where it may.
 local function refusal()
-  -- What nobody waits for may end in the dead letter, where it stays for long. What others have there
-  -- takes nobody's share whole: half of an equal one is left to each.
+  -- What nobody waits for may end in the dead letter, where it stays for long. One half goes
+  -- as above, the other by shares that what others have there does not touch: Admission has the sum.
   local most_dead = tonumber(ARGV[14])
   if most_dead > 0 and not merges and (box == '' or sub ~= '') then
     local dead = redis.call('HMGET', 'vf:dead', tenant, '*')
-    local own, left = tonumber(dead[1] or 0), most_dead - tonumber(dead[2] or 0)
+    local own, left = tonumber(dead[1] or 0), most_dead / 2 - tonumber(dead[2] or 0)
     local tenants = math.max(1, redis.call('HLEN', 'vf:dead') - 1)
-    if own > 0 and own > math.max(left, most_dead / (2 * tenants)) then
+    if own > 0 and own > math.max(left, 3 * most_dead / (4 * tenants * (tenants + 1))) then
       return {'dead_full', tokens, own}
     end
   end

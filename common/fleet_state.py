@@ -14,6 +14,8 @@ from vecfleet.common.redis_client import translated
 
 MAX_QUEUES = 1000
 MAX_WORKERS = 1000
+_MOST_LOOKED_AT = 5000  # queues, of which those are shown that are busy
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,14 @@ class LiveWorker:
 
 @dataclass(frozen=True, slots=True)
 class FleetState:
-    """At most ``MAX_QUEUES`` queues and ``MAX_WORKERS`` workers, each by name."""
+    """At most ``MAX_QUEUES`` queues and ``MAX_WORKERS`` workers, each by name.
+
+    Of more queues, those before others in which jobs wait or are worked on.
+    """
 
     queues: tuple[QueueLoad, ...]
     workers: tuple[LiveWorker, ...]
-    lines: tuple[LineLoad, ...] = ()  # of the queues that are shown
+    lines: tuple[LineLoad, ...] = ()  # of the queues that were looked at
     queues_left_out: int = 0
     dead_bytes: Mapping[str, int] = field(default_factory=dict)  # by tenant, of those with some
 
@@ -94,11 +99,13 @@ async def read_redis_memory(client: redis.asyncio.Redis) -> RedisMemory | None:
 async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
     """Read the known queues and workers; raises ``RedisUnavailable``."""
     with translated():
-        queues = await _members(client, keys.QUEUES, "rq:queue:vf.", MAX_QUEUES)
+        queues = await _members(client, keys.QUEUES, "rq:queue:vf.", _MOST_LOOKED_AT)
         workers = await _members(client, "rq:workers", "rq:worker:", MAX_WORKERS)
         names = [name.removeprefix("rq:queue:") for name in queues]
         people = [name.removeprefix("rq:worker:") for name in workers]
         lines = sorted({_line(name) for name in names})
+        if len(names) > MAX_QUEUES:
+            names = await _busiest(client, names)
         pipe = client.pipeline(transaction=False)
         now_s, _ = cast(Any, await client.time())
         pipe.scard(keys.QUEUES)
@@ -128,6 +135,20 @@ async def read_fleet_state(client: redis.asyncio.Redis) -> FleetState:
             live.append(LiveWorker(name, {_text(k): _text(v) for k, v in raw.items()}))
     left_out = max(0, in_all - len(names)) if len(names) == MAX_QUEUES else 0
     return FleetState(tuple(loads), tuple(live), tuple(sums), left_out, dead_bytes)
+
+
+async def _busiest(client: redis.asyncio.Redis, names: Sequence[str]) -> list[str]:
+    """``MAX_QUEUES`` of the queues, those first in which jobs wait or are worked on; by name."""
+    busy: list[str] = []
+    rest: list[str] = []
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        pipe = client.pipeline(transaction=False)
+        for name in some:
+            pipe.exists(keys.load(name), keys.lease(name))
+        for name, is_busy in zip(some, await pipe.execute(), strict=True):
+            (busy if is_busy else rest).append(name)
+    return sorted([*busy, *rest][:MAX_QUEUES])
 
 
 def _line(queue: str) -> str:

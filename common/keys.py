@@ -3,7 +3,7 @@
 RQ's own keys (RQ 2.12's layout, kept true so that ``rq info`` and a stock ``Queue`` work):
 
 key                        type    life                written by          deleted by
-rq:queues                  set     -                   enqueue             -
+rq:queues                  set     -                   enqueue             sweep
 rq:queue:{queue}           list    -                   enqueue, settle     claim
 rq:job:{job}               hash    until settled       enqueue, claim      settle (stock jobs: TTL)
 rq:wip:{queue}             zset    member job:execution, score +inf: a mirror of the lease for
@@ -13,7 +13,7 @@ rq:executions:{job}        zset    lease               claim, heartbeat    settl
 rq:failed:{queue}          zset    dead letter's TTL   settle, rescue      retry, drop, prune
 rq:finished:{queue}        zset    result TTL          settle (stock jobs) RQ's cleanup
 rq:results:{job}           stream  result TTL          settle (stock jobs) -
-rq:workers[:{queue}]       set     -                   worker's start      worker's stop, sweep
+rq:workers[:{queue}]       set     -                   start, sweep        worker's stop, sweep
 rq:worker:{worker}         hash    WORKER_TTL_S        start, heartbeat    worker's stop
 
 vecfleet's keys:
@@ -31,14 +31,18 @@ vf:line:{line}             zset    queue -> the tokens that the line will have s
                                    written by enqueue, claim and whoever adds to a list
 vf:clock:{line}            zset    the same of queues that ran empty ahead of the others; deleted
                                    when the line is empty
+vf:busy:{line}             zset    queue -> when the first of its leases may be over, ms of Redis
+                                   TIME: rescue looks at it then. written by claim and settle, kept
+                                   by rescue, removed by it and by sweep
 vf:sum:{line}              hash    the sums of vf:load over all tenants, with parked jobs; of all
                                    merge queues in vf:sum:merge; deleted when nothing waits
 vf:parked:{queue}          list    jobs of embed queues that wait until this merge queue has room;
                                    counted in its vf:load as parked_tokens, _bytes and _jobs.
                                    written and emptied by claim
-vf:poison:{pool}           zset    named:{digest} or condemned:{digest} of a text that killed -> its
-                                   expiry, ms of Redis TIME; at most 1024. written by rescue,
-                                   removed by who computes such a text, and by a retry
+vf:poison:{pool}           zset    named:{digest} or condemned:{digest} of a text that killed, or
+                                   cleared:{digest} of one that was named and has run well since
+                                   -> its expiry, ms of Redis TIME; at most 1024. written by
+                                   rescue and who computes such a text, removed by a retry too
 vf:alive:{box}             string  TTL ALIVE_TTL_S: a client that reads replies lives
 vf:reply:{box}             list    TTL REPLY_TTL_S: replies of settled jobs, read by that client
 vf:reply_size:{box}        hash    TTL REPLY_TTL_S: bytes and number of the replies in a box that
@@ -58,13 +62,16 @@ vf:dead:due                zset    the fields of vf:dead:hours by hour, for prun
 vf:collections:{tenant}    hash    name -> record (msgpack); a copy of the aggregator's catalogue
 vf:published               string  when an aggregator last wrote such copies, Unix time; where it is
                                    missing, Redis has lost them, or there never was one
+vf:sweeper                 string  a few seconds: who takes workers that are gone out of
+                                   rq:workers:{queue}, for all; written by sweep
 vf:version:{uid}           string  the last version a collection's enqueue assigned
 vf:outstanding:{uid}       zset    job -> the version its enqueue assigned; removed when its block
                                    is committed, or by the aggregator when the job is gone: below
                                    the lowest one, no version can come any more
 vf:model:{name}            string  TTL MODEL_TTL_S: the model's card (msgpack)
 vf:models                  zset    model name -> last announcement, ms of Redis TIME
-vf:live:{pool}             zset    worker -> expiry, ms of Redis TIME; written by the heartbeat
+vf:live:{pool}             zset    TTL WORKER_TTL_S: worker -> expiry, ms of Redis TIME; written by
+                                   the heartbeat
 vf:writer:{home}           string  LEASE_TTL_S: the aggregator that may write this home's index
 vf:worker:{worker}         hash    TTL WORKER_TTL_S: card, tokens per second, state, for status
 
@@ -90,6 +97,7 @@ DEFAULT_HOME = "main"
 QUEUES = "rq:queues"
 MODELS = "vf:models"
 PUBLISHED = "vf:published"
+SWEEPER = "vf:sweeper"
 DEAD_BYTES = "vf:dead"
 
 LEASE_TTL_S = 10.0
@@ -210,6 +218,11 @@ def bell(queue: QueueName) -> str:
 def line(queue: QueueName) -> str:
     """The queues of all tenants for the same work that have something waiting, by turns."""
     return f"vf:line:{queue.line}"
+
+
+def busy(queue: QueueName) -> str:
+    """The queues of all tenants for the same work in which there may be leases."""
+    return f"vf:busy:{queue.line}"
 
 
 def load_of_all(queue: QueueName) -> str:

@@ -38,9 +38,8 @@ class _Glance:
 
     def verdict(self, bounds: Admission, tokens: int) -> Verdict:
         """What ``enqueue.lua`` would say to one job of so many tokens, had it next to no bytes."""
-        dead_left = bounds.max_dead_bytes - self.dead_of_all
-        least = bounds.max_dead_bytes / (2 * max(1, self.tenants_with_dead))
-        if bounds.max_dead_bytes and self.dead > max(least, dead_left):
+        dead_share = bounds.dead_share_bytes(self.dead_of_all, self.tenants_with_dead)
+        if bounds.max_dead_bytes and self.dead and self.dead > dead_share:
             return b"dead_full", self.tokens, self.dead
         left = bounds.max_unmerged_bytes - self.unmerged_of_all
         most = max(0, left) if self.unmerged_of_all else bounds.max_merge_bytes

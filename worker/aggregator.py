@@ -16,7 +16,7 @@ from vecfleet.common.errors import CorruptManifest, StaleWriter
 from vecfleet.common.limits import MAX_COLLECTIONS
 from vecfleet.common.redis_client import read_lua, translated
 from vecfleet.worker.catalog import Catalog
-from vecfleet.worker.catalog_keeper import CatalogKeeper
+from vecfleet.worker.catalog_keeper import DELETIONS_EACH, CatalogKeeper
 from vecfleet.worker.collection_writers import CollectionWriters
 from vecfleet.worker.merger import Merger
 from vecfleet.worker.partition import PartitionWriter
@@ -40,17 +40,20 @@ class Aggregator:
         *,
         on_stale: Callable[[], None],
         max_collections: int = MAX_COLLECTIONS,
+        max_deleted: int = DELETIONS_EACH * MAX_COLLECTIONS,
     ) -> None:
         """``token`` fences the writers; ``on_stale`` is called when a newer one has taken over.
 
-        ``max_collections`` are those of all tenants; see ``CatalogKeeper``.
+        ``max_collections`` and ``max_deleted`` are those of all tenants; see ``CatalogKeeper``.
         """
         self._catalog = catalog
         self._redis = client
         self._on_stale = on_stale
         self.writers = CollectionWriters(catalog, token)
         self.merger = Merger(self.writers, on_stale)
-        self.keeper = CatalogKeeper(catalog, self.writers, client, on_stale, max_collections)
+        self.keeper = CatalogKeeper(
+            catalog, self.writers, client, on_stale, max_collections, max_deleted
+        )
         self._watermark = client.register_script(read_lua(Path(__file__).parent, "watermark"))
         self._watermark_at: dict[str, float] = {}  # when each is due, by uid
 

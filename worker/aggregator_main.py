@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vecfleet.common import keys, payloads
@@ -16,6 +16,7 @@ from vecfleet.common.redis_client import connect
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.batch_worker import BatchWorker
 from vecfleet.worker.catalog import INDEX_FOLDER, Catalog
+from vecfleet.worker.catalog_keeper import DELETIONS_EACH
 from vecfleet.worker.handlers import Many, One
 from vecfleet.worker.heartbeat import OnEvent
 from vecfleet.worker.ledger import Announcement, Ledger
@@ -48,8 +49,6 @@ class AggregatorConfig:
 
 def run_aggregator(config: AggregatorConfig, on_event: OnEvent | None = None) -> int:
     """Merge shards and keep the catalogue until SIGTERM or SIGINT; returns the exit code."""
-    most = _allowed_collections(config.max_collections, allow_files())
-    config = replace(config, max_collections=most)
     return asyncio.run(_aggregator(config, on_event))
 
 
@@ -76,7 +75,9 @@ async def _aggregator(config: AggregatorConfig, on_event: OnEvent | None) -> int
                 client,
                 lease.token,
                 on_stale=on_stale,
-                max_collections=config.max_collections,
+                max_collections=_allowed_collections(config.max_collections, allow_files()),
+                # Those cost no files: what is deleted is bounded by what was asked for.
+                max_deleted=DELETIONS_EACH * config.max_collections,
             )
             try:
                 await aggregator.writers.on_disk(aggregator.open)

@@ -170,13 +170,22 @@ class Catalog:
             return bool(self._db.execute(query, (uid,)).fetchone()[0])
 
     def deleted(self, since_s: float) -> dict[str, str]:
-        """The tenants of collections that were deleted after ``since_s``, a Unix time, by uid."""
+        """The tenants, by uid, of collections that were deleted after ``since_s``, a Unix time.
+
+        The oldest first.
+        """
         with self._used():
             query = (
                 "SELECT uid, coalesce(tenant, ?) FROM deleted LEFT JOIN deleted_of USING (uid) "
                 "WHERE deleted_s >= ? ORDER BY deleted_s"
             )
             return dict(self._db.execute(query, (DEFAULT_TENANT, since_s)).fetchall())
+
+    def deleted_s(self, uid: str) -> float:
+        """When this collection was deleted, Unix time; 0.0 where nobody knows any more."""
+        with self._used():
+            row = self._db.execute("SELECT deleted_s FROM deleted WHERE uid = ?", (uid,)).fetchone()
+        return 0.0 if row is None else float(row[0])
 
     def tenants(self) -> frozenset[str]:
         """All tenants that have or had a collection here, and the default one."""

@@ -28,7 +28,8 @@ from vecfleet.worker.job import Answer, ClaimedJob
 log = logging.getLogger(__name__)
 
 _RETRY_S = 60.0
-_DELETIONS_EACH = 20
+_MOST_RETRY_S = 3600.0  # others may take back their share meanwhile, and the operator raise all
+DELETIONS_EACH = 20  # in a week, of each collection that there may be
 _LOOK_AT = 1000  # queues, in one round trip
 
 _Result = TypeVar("_Result")
@@ -44,13 +45,15 @@ class CatalogKeeper:
         client: redis.Redis,
         on_stale: Callable[[], None],
         max_collections: int,
+        max_deleted: int,
     ) -> None:
         """``on_stale`` is called when a newer writer has taken over.
 
-        A tenant may have as many collections as all leave free of ``max_collections``. Of
-        ``_DELETIONS_EACH`` times as many it may have deleted the same share in a week.
+        A tenant may have as many collections as all leave free of ``max_collections``, and may have
+        deleted the same share of ``max_deleted`` in a week.
         """
         self._max_collections = max_collections
+        self._max_deleted = max_deleted
         self._catalog = catalog
         self._writers = writers
         self._redis = client
@@ -163,12 +166,13 @@ class CatalogKeeper:
             )
         # What was sent to a deleted collection may come for so long, and is waited for.
         deleted = self._catalog.deleted(time.time() - keys.SUBMISSION_TTL_S)
-        most = _DELETIONS_EACH * self._max_collections
-        if _is_over_share(tenant, list(deleted.values()), most):
+        if _is_over_share(tenant, list(deleted.values()), self._max_deleted):
+            oldest_s = self._catalog.deleted_s(next(iter(deleted), ""))
+            counts_for_s = oldest_s + keys.SUBMISSION_TTL_S - time.time()
             raise QueueFull(
-                f"of the {most} collections that may be deleted in a week this tenant has deleted "
-                "its share: no more are made until some of that is longer ago",
-                retry_after_s=_RETRY_S,
+                f"of the {self._max_deleted} collections that may be deleted in a week this tenant "
+                "has deleted its share: no more are made until some of that is longer ago",
+                retry_after_s=min(max(counts_for_s, _RETRY_S), _MOST_RETRY_S),
             )
 
     async def delete(self, job: ClaimedJob) -> Answer:

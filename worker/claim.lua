@@ -27,13 +27,14 @@ local FIELDS = {
   'vf_from', 'vf_left',
 }
 local COST, SUB, MERGE, ATTEMPTS, STATUS, DEADLINE = 1, 4, 7, 9, #FIELDS + 1, #FIELDS + 2
-local BLOCK, ORIGIN, LEFT = 5, #FIELDS + 3, 16
+local BLOCK, ORIGIN, LEFT, DEATHS, AT = 5, #FIELDS + 3, 16, #FIELDS + 4, #FIELDS + 5
 local MOST_BLOCKS = 2 ^ 24  -- as enqueue.lua has it
 local ASKED = 6
 local worker, iso, lease_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local most_unmerged, most_all_unmerged = tonumber(ARGV[5]), tonumber(ARGV[6])
 local ask_for = {unpack(FIELDS)}
 ask_for[STATUS], ask_for[DEADLINE], ask_for[ORIGIN] = 'status', 'vf_deadline', 'origin'
+ask_for[DEATHS], ask_for[AT] = 'vf_deaths', 'vf_at'
 
 -- What the fields of a job must look like. Anybody may have written them: a field that does not is
 -- taken away before any script counts with it, for a script that fails at the head of a queue would
@@ -43,6 +44,7 @@ local LOOKS = {
   [COST] = COUNT, [2] = COUNT, [3] = NAME, [SUB] = NAME, [BLOCK] = COUNT, [6] = COUNT,
   [MERGE] = '^vf%.[%w_-]+%.merge%.[%w_-]+%.bulk$', [8] = COUNT, [ATTEMPTS] = '^-?%d+$', [10] = COUNT,
   [13] = COUNT, [14] = '^[%d,]+$', [15] = NAME, [LEFT] = COUNT, [DEADLINE] = COUNT,
+  [DEATHS] = COUNT,
 }
 
 -- Take what looks wrong out of job; returns the fields' names.
@@ -51,11 +53,11 @@ local function wrong_fields(job)
   for f, pattern in pairs(LOOKS) do
     local value = job[f]
     local most = (pattern == COUNT or f == ATTEMPTS) and MOST_DIGITS or MOST_CHARACTERS
-    if value and value ~= '' and (#value > most or not string.match(value, pattern)) then
-      wrong[#wrong + 1] = ask_for[f]
+    if value and (#value > most or not string.match(value, pattern)) then
+      job[f], wrong[#wrong + 1] = false, ask_for[f]
     end
-    if value == '' or wrong[#wrong] == ask_for[f] then job[f] = false end
   end
+  if job[AT] then wrong[#wrong + 1] = ask_for[AT] end  -- what waits is nowhere
   if job[SUB] and tonumber(job[BLOCK] or MOST_BLOCKS) >= MOST_BLOCKS then
     -- A block of no number is none of the submission's.
     job[SUB], wrong[#wrong + 1] = false, ask_for[SUB]
@@ -118,9 +120,9 @@ end
 
 -- A parked job counts with its merge queue, which its collection's enqueues look at, and no more
 -- with its own queue, which it would fill for the tenant's other collections.
-local function park(id, merge, cost, size)
+local function park(id, queue, merge, cost, size)
   redis.call('RPUSH', 'vf:parked:' .. merge, id)
-  redis.call('HSET', 'rq:job:' .. id, 'vf_parked', 1)
+  redis.call('HSET', 'rq:job:' .. id, 'vf_parked', 1, 'origin', queue)  -- back to where it was
   add('vf:load:' .. merge, 'parked_', cost, size, 1)
 end
 
@@ -140,7 +142,7 @@ local function unpark(merge)
       add('vf:load:' .. merge, 'parked_', -cost, -size, -1)
       add('vf:load:' .. job[2], '', cost, size, 1)
       redis.call('LPUSH', 'rq:queue:' .. job[2], back[at])
-      -- Empty as it was, it may have been forgotten (forget.lua).
+      -- Empty as it was, it may have been forgotten (sweep.lua).
       redis.call('SADD', 'rq:queues', 'rq:queue:' .. job[2])
       join_line(job[2])
       ring(job[2])
@@ -157,6 +159,12 @@ local function unpark_if_there_is_room(queue)
   if not holds_more(queue, 0.5) then unpark(queue) end
 end
 
+-- Whether a queue belongs into a line. Anybody may have put it there: one of another line would never
+-- leave this one, and a name of other characters is none that a worker could settle.
+local function is_of_line(queue, line)
+  return #queue <= MOST_CHARACTERS and string.match(queue, '^vf%.[%w_-]+%.(.+)$') == line
+end
+
 -- The queues that are asked: each with the number of the ask, its list, and its place in its line.
 local function find_queues()
   local found = {}
@@ -169,10 +177,18 @@ local function find_queues()
       note(name, k)
     else
       -- What stock tools put into the default tenant's queue did not join the line.
-      local default = 'vf.-.' .. string.sub(name, 6)
+      local work = string.sub(name, 6)
+      local default = 'vf.-.' .. work
       if redis.call('EXISTS', 'rq:queue:' .. default) == 1 then join_line(default) end
       local line = redis.call('ZRANGE', KEYS[k], 0, MOST_QUEUES - 1, 'WITHSCORES')
-      for at = 1, #line, 2 do note(line[at], k, line[at + 1]) end
+      for at = 1, #line, 2 do
+        if is_of_line(line[at], work) then
+          note(line[at], k, line[at + 1])
+        else
+          redis.call('ZREM', KEYS[k], line[at])
+          ring(name)  -- for those behind it
+        end
+      end
     end
   end
   return found
@@ -200,8 +216,7 @@ local function take_first(entry, ask)
   local cost = tonumber(job[COST] or 0)
   local is_suspect = tonumber(job[ATTEMPTS] or 0) > 0
   local gone, merge = is_gone(job, size), job[MERGE]
-  local parks = not gone and job[COST] and merge and merge ~= '' and merge ~= entry.queue
-    and is_full(merge)
+  local parks = not gone and job[COST] and merge and merge ~= entry.queue and is_full(merge)
   if not gone and not parks then
     if #claimed > 0 and (all_tokens + cost > ask.most_tokens or all_bytes + size > ask.most_bytes) then
       return nil, false
@@ -227,11 +242,12 @@ local function take_first(entry, ask)
       entry.parked_tokens = (entry.parked_tokens or 0) + cost
       entry.parked_bytes = (entry.parked_bytes or 0) + size + JOB_BYTES
       entry.parked_jobs = (entry.parked_jobs or 0) + 1
-      park(id, merge, cost, size + JOB_BYTES)
+      park(id, entry.queue, merge, cost, size + JOB_BYTES)
     end
     return 0
   end
   all_tokens, all_bytes = all_tokens + cost, all_bytes + size
+  entry.has_leases = true
   local execution = take(id, entry.queue, job, #claimed + 1)
   local row = {id, execution, entry.queue, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
   for f = 1, #FIELDS do row[#row + 1] = job[f] end
@@ -288,8 +304,8 @@ local function tidy(entry)
   end
   local line = line_of(queue)
   if entry.place then redis.call('ZADD', 'vf:line:' .. line, 'XX', text(entry.place), queue) end
-  -- Only of the queues in the set are the dead's jobs rescued, whoever pushed them.
-  redis.call('SADD', 'rq:queues', entry.list)
+  redis.call('SADD', 'rq:queues', entry.list)  -- whoever pushed what it holds
+  if entry.has_leases then look_at(queue, now_ms + lease_ms) end
   if entry.jobs then
     add('vf:load:' .. queue, '', -entry.tokens, -entry.bytes, -entry.jobs)
     count_all(queue, (entry.parked_tokens or 0) - entry.tokens,

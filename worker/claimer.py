@@ -5,36 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
-from typing import TypeVar
 
 from vecfleet.common import keys
 from vecfleet.worker.job import ClaimedJob
 from vecfleet.worker.ledger import Ask, Ledger
 from vecfleet.worker.patience import Patience
 from vecfleet.worker.quarantine import Quarantine
+from vecfleet.worker.queue_turns import QueueTurns
 from vecfleet.worker.window import Window
 
 _BELL_WAIT_S = 1.0  # a lost wake-up costs at most this
 _ROOM_WAIT_S = 0.5
 _AWAY_S = 0.2
-_T = TypeVar("_T")
-
-
-def by_turns(names: Sequence[keys.QueueName], turn: int) -> list[keys.QueueName]:
-    """The tenants by turns, and a tenant's queues by turns: many of them win no larger share."""
-    of_tenant: dict[str, list[keys.QueueName]] = {}
-    for name in names:
-        of_tenant.setdefault(name.tenant, []).append(name)
-    round_number = turn // max(1, len(of_tenant))
-    tenants = [_rotated(queues, round_number) for queues in of_tenant.values()]
-    rows = zip_longest(*_rotated(tenants, turn))
-    return [name for row in rows for name in row if name is not None]
-
-
-def _rotated(items: list[_T], by: int) -> list[_T]:
-    at = by % max(1, len(items))
-    return items[at:] + items[:at]
 
 
 class EngineGate:
@@ -85,7 +67,7 @@ class Claimer:
         self._stopping = stopping
         self._patience = Patience(over)
         self._rests_until: dict[keys.QueueName, float] = {}  # time.monotonic
-        self._turn = 0
+        self._turns = QueueTurns()
         self._needs_calm = False  # a suspect waits until nothing of this lane is in flight
 
     def rest(self, name: keys.QueueName, seconds: float) -> None:
@@ -130,8 +112,7 @@ class Claimer:
             for name in self._queues()
             if name.lane == self._lane and now >= self._rests_until.get(name, 0.0)
         ]
-        self._turn += 1
-        return by_turns(mine, self._turn)
+        return self._turns.order(mine)
 
     def _claim(self, mine: Sequence[keys.QueueName]) -> list[ClaimedJob]:
         room = self._window.room()
@@ -142,6 +123,7 @@ class Claimer:
         jobs, self._needs_calm = self._ledger.claim_or_wait(
             [Ask(name, room.jobs, room.tokens, room.bytes, is_alone) for name in mine]
         )
+        self._turns.served((job.queue for job in jobs), mine)
         for job in jobs:
             self._window.take(job.tokens, job.size)
         self._quarantine.take(jobs)

@@ -28,6 +28,7 @@ end
 for k = 6, 5 + pools do
   redis.call('ZADD', KEYS[k], expiry, worker)
   redis.call('ZREMRANGEBYSCORE', KEYS[k], '-inf', text(now_ms))
+  redis.call('EXPIRE', KEYS[k], worker_ttl_s)  -- pools go, with models and collections
 end
 
 local lost = {}

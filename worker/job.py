@@ -158,7 +158,7 @@ def decode_claim(row: Sequence[Any], queue: keys.QueueName) -> ClaimedJob:
         is_left=left is not None,
         is_stock=is_stock,
         timeout_s=float(_whole(timeout)) or None,
-        result_ttl_s=keys.RESULT_TTL_S if result_ttl is None else _whole(result_ttl, least=-1),
+        result_ttl_s=_result_ttl_s(result_ttl),
         size=size,
         error=error,
     )
@@ -187,6 +187,13 @@ def _whole(value: bytes | None, least: int = 0) -> int:
         return max(least, int(value or 0)) if len(value or b"") <= _MOST_DIGITS else 0
     except ValueError:
         return 0
+
+
+_MOST_TTL_S = 1 << 31  # Redis refuses what overflows once it is in milliseconds
+
+
+def _result_ttl_s(value: bytes | None) -> int:
+    return keys.RESULT_TTL_S if value is None else min(_whole(value, least=-1), _MOST_TTL_S)
 
 
 def _text(value: bytes | None) -> str:

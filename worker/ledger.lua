@@ -9,6 +9,7 @@
 --   vf:outstanding:{uid} zset  vf:parked:{queue} list     vf:poison:{pool} zset
 --   vf:reply:{box} list        vf:sub:{sub} hash, with :ok and :bad bitmaps and :errors list
 --   vf:subs:{tenant} zset      vf:dead hash, vf:dead:hours hash, vf:dead:due zset
+--   vf:busy:{line} zset
 --
 -- A full Redis refuses a script whose first write may need memory. So each script's first write is
 -- one that is never refused (ZREM, LPOP, EXPIRE, DEL); after it, Redis lets the rest pass.
@@ -111,6 +112,12 @@ local function leave_line(queue)
   end
 end
 
+-- A lease of the queue may be over at {until_ms}: rescue.lua looks at it then, and at no other queue.
+local function look_at(queue, until_ms)
+  local line = line_of(queue)
+  if not is_merge(line) then redis.call('ZADD', 'vf:busy:' .. line, 'LT', text(until_ms), queue) end
+end
+
 -- Put a job (back) into a queue, at the front or the back.
 local function queue_job(id, queue, front)
   local key = 'rq:job:' .. id
@@ -140,6 +147,13 @@ end
 
 local function is_known(queue, member)
   return tonumber(redis.call('ZSCORE', poison_of(queue), member) or 0) > now_ms
+end
+
+-- A text has run well: if it was named, its next death is as its first (rescue.lua).
+local function acquit(known, digest, ms)
+  if redis.call('ZREM', known, 'named:' .. digest) == 1 then
+    redis.call('ZADD', known, text(now_ms + ms), 'cleared:' .. digest)
+  end
 end
 
 -- A job begins anew: whatever it was suspected of is forgotten.
@@ -284,6 +298,9 @@ end
 
 -- Move a job to the dead letter (RQ's failed registry), with its data, for people to look at.
 -- reason is RQ's compressed text of the error, error the same as a msgpack map of ours.
+-- Scores, in microseconds, are all different: pages go on where the last one ended by its score, and
+-- would read anew each time what has the same one.
+local dying_us = now_us
 local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
   local key, results, dead = 'rq:job:' .. id, 'rq:results:' .. id, 'rq:failed:' .. queue
   redis.call('HDEL', key, 'vf_at', 'vf_text', 'vf_named', 'vf_condemned', 'vf_deaths')
@@ -291,7 +308,8 @@ local function bury(id, queue, worker, execution, reason, error, iso, ttl_s)
     'vf_died_with', worker, 'vf_error', error)
   count_dead(key, queue, ttl_s)
   redis.call('EXPIRE', key, ttl_s)
-  redis.call('ZADD', dead, text(now_ms / 1000 + ttl_s), id)
+  redis.call('ZADD', dead, string.format('%.6f', dying_us / 1000000 + ttl_s), id)
+  dying_us = dying_us + 1
   if reason ~= '' then
     redis.call('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
       'exc_string', reason, 'execution_id', execution)

@@ -25,17 +25,17 @@ from vecfleet.worker.job import (
     Settlement,
     decode_claim,
 )
+from vecfleet.worker.known_queues import AT_ONCE, KnownQueues, by_name, in_parts, lines_of, parsed
 from vecfleet.worker.roster import Roster, rq_time
 from vecfleet.worker.settle_call import rq_reason, settle_arguments
-from vecfleet.worker.tenant_queues import TenantQueues
 
 log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_RESCUE_AT_ONCE = 256
+_RESCUE_AT_ONCE = 1024  # leases, of all queues
 KNOWN_TEXTS = 1024  # at most so many are remembered for a model, as named or condemned
-_NAMED_TTL_S = 300.0  # longer than a hung worker takes to end
-_CONDEMNED_TTL_S = 3600.0
+_NAMED_TTL_MS = 300_000  # longer than a hung worker takes to end
+_CONDEMNED_TTL_MS = 3_600_000
 MAX_CONDEMNED = 8  # texts of one job; one that still kills is buried whole
 NAMED, CONDEMNED = "named", "condemned"
 _IS_CONDEMNED = -2  # mark.lua's answer
@@ -90,8 +90,8 @@ class Ledger:
         self.worker = worker
         self._dead_ttl_s = dead_ttl_s
         self._max_unmerged = (max_merge_bytes, max_unmerged_bytes)
-        self._tenants = TenantQueues(client)
-        self.roster = Roster(client, worker, self._tenants)
+        self._known = KnownQueues(client)
+        self.roster = Roster(client, worker)
         self._redis = client
         self._lease_ms = int(lease_s * 1000)
         # Claims are told apart by a prefix of this process, so that claims whose reply was lost
@@ -107,6 +107,7 @@ class Ledger:
         self._release = script("release")
         self._rescue = script("rescue")
         self._mark = script("mark")
+        self._acquit = script("acquit")
         self._heartbeat = script("heartbeat")
 
     def claim(self, asks: Sequence[Ask]) -> list[ClaimedJob]:
@@ -183,11 +184,17 @@ class Ledger:
             return int(self._release(args=arguments))
 
     def rescue(self, queues: Sequence[keys.QueueName]) -> tuple[int, int]:
-        """Queue jobs with expired leases again, bury those tried too often: how many of each."""
-        self._tenants.refresh()
-        queues = self._tenants.of(queues)
+        """Queue jobs with expired leases again, bury those tried too often: how many of each.
+
+        Redis knows in which queues of a line there are leases. But what stock tools push is to join
+        the line too: so some more queues of those that RQ knows are looked at each time.
+        """
+        lines = lines_of(queues)
         if not queues:
             return 0, 0
+        looked_at = dict.fromkeys(by_name(queues))
+        if lines:
+            looked_at |= dict.fromkeys(q for q in self._known.next() if q.line in lines)
         arguments: list[Any] = [
             keys.MAX_ATTEMPTS,
             rq_reason(_DIED),
@@ -198,13 +205,15 @@ class Ledger:
             codec.dumps(JobFailed(_DIED).to_wire()),
             _RESCUE_AT_ONCE,
             MAX_CONDEMNED,
-            int(_NAMED_TTL_S * 1000),
-            int(_CONDEMNED_TTL_S * 1000),
+            _NAMED_TTL_MS,
+            _CONDEMNED_TTL_MS,
             KNOWN_TEXTS,
-            *map(str, queues),
+            AT_ONCE,
+            *map(str, looked_at),
         ]
+        busy = [keys.busy(queue) for queue in lines.values()]
         with translated():
-            again, buried = self._rescue(keys=[keys.lease(q) for q in queues], args=arguments)
+            again, buried = self._rescue(keys=busy, args=arguments)
         return again, buried
 
     def mark(
@@ -225,7 +234,7 @@ class Ledger:
         """
         names = [keys.line(queue) for queue in urgent]
         at = "" if place is None else place
-        arguments = [job.id, job.execution, str(job.queue), at, digest]
+        arguments = [job.id, job.execution, str(job.queue), at, digest, _NAMED_TTL_MS]
         with translated():
             waiting = int(self._mark(keys=names, args=arguments))
         if waiting == _IS_CONDEMNED:
@@ -234,10 +243,10 @@ class Ledger:
             raise JobCancelled(f"job {job.id} was cancelled or taken over")
         return waiting
 
-    def clear(self, job: ClaimedJob, digest: str) -> None:
-        """A text that was named ran well."""
+    def acquit(self, pool: str, digests: Iterable[str]) -> None:
+        """Texts that were named have run well."""
         with translated():
-            self._redis.zrem(keys.poison(job.queue.pool), f"{NAMED}:{digest}")
+            self._acquit(keys=[keys.poison(pool)], args=[_NAMED_TTL_MS, *digests])
 
     def known_texts(self, pools: Iterable[str]) -> dict[str, dict[str, str]]:
         """For each pool, of the texts that have killed: digest -> ``NAMED`` or ``CONDEMNED``."""
@@ -251,7 +260,7 @@ class Ledger:
         found: dict[str, dict[str, str]] = {}
         for pool, members in zip(pools, rows, strict=True):
             kinds = (raw.decode().partition(":") for raw in members)
-            found[pool] = {digest: kind for kind, _, digest in kinds}
+            found[pool] = {digest: kind for kind, _, digest in kinds if kind in (NAMED, CONDEMNED)}
         return found
 
     def heartbeat(self, jobs: Sequence[ClaimedJob], says: Announcement) -> set[str]:
@@ -287,18 +296,26 @@ class Ledger:
             return {lost.decode() for lost in self._heartbeat(keys=names, args=arguments)}
 
     def orphans(
-        self, queues: Iterable[keys.QueueName], in_flight: Iterable[ClaimedJob]
+        self, queues: Sequence[keys.QueueName], in_flight: Iterable[ClaimedJob]
     ) -> list[ClaimedJob]:
         """Claims of this process that it does not know of: their reply was lost on the way."""
         known = {f"{job.id}:{job.execution}" for job in in_flight}
         found = []
         with translated():
-            for queue in self._tenants.of(queues):
-                for raw in cast(Any, self._redis.zrange(keys.lease(queue), 0, -1)):
-                    member = raw.decode()
-                    job_id, _, execution = member.partition(":")
-                    if execution.startswith(self._prefix) and member not in known:
-                        found.append(_bare(job_id, execution, queue))
+            asked = dict.fromkeys(by_name(queues))
+            for queue in lines_of(queues).values():
+                busy = cast(Any, self._redis.zrange(keys.busy(queue), 0, -1))
+                asked |= dict.fromkeys(parsed(busy))
+            for some in in_parts(asked):
+                pipe = self._redis.pipeline(transaction=False)
+                for queue in some:
+                    pipe.zrange(keys.lease(queue), 0, -1)
+                for queue, members in zip(some, pipe.execute(), strict=True):
+                    for raw in members:
+                        member = raw.decode()
+                        job_id, _, execution = member.partition(":")
+                        if execution.startswith(self._prefix) and member not in known:
+                            found.append(_bare(job_id, execution, queue))
         return found
 
 

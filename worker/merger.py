@@ -1,7 +1,8 @@
 """Applies what ``merge`` jobs bring: shards and deletions.
 
 All that wait for one collection are applied together, in one segment and one commit, and only then
-settled.
+settled. A writer that dies in between leaves what is in the index and not settled: after its third
+death a job is not merged again, but settled as what the manifest says of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vecfleet.common import keys
 from vecfleet.common.document import check_document_id
 from vecfleet.common.errors import (
     CorruptManifest,
@@ -35,6 +37,7 @@ COMMIT_EVERY_S = 0.1
 # Before a collection that cannot be written is tried again. Its shards go back to Redis meanwhile,
 # where they keep neither the window nor, as suspects, everything else from the other collections.
 _FIRST_REST_S, _MOST_REST_S = 1.0, 8.0
+_WORN = "its writer died or lost its lease too often, and the index does not hold it"
 
 
 @dataclass(slots=True)
@@ -145,18 +148,24 @@ class Merger:
             return [Commit(0, {"version": job.version, "documents": 0}) for job in jobs]
         shards: list[Shard] = []
         outcomes: dict[str, Outcome] = {}
+        worn = [job for job in jobs if job.attempts > keys.MAX_ATTEMPTS]
         for job in jobs:
+            if job in worn:
+                continue
             try:
                 shards.append(_shard_of(job, writer))
             except VecfleetError as error:
                 outcomes[job.id] = Failure(error)
         try:
             report = writer.apply(shards) if shards else ()
+            held = writer.applied([job.id for job in worn]) if worn else set()
         except CorruptManifest as error:
             self._writers.retire(uid, error)
             return [Release() for _ in jobs]
         for applied in report:
             outcomes[applied.shard_id] = _outcome(applied, jobs)
+        for job in worn:
+            outcomes[job.id] = _committed(job) if job.id in held else Failure(JobFailed(_WORN))
         return [outcomes[job.id] for job in jobs]
 
 
@@ -188,4 +197,8 @@ def _outcome(applied: ApplyOutcome, jobs: Sequence[ClaimedJob]) -> Outcome:
     job = next(job for job in jobs if job.id == applied.shard_id)
     if applied.error is not None:
         return Failure(applied.error)
+    return _committed(job)
+
+
+def _committed(job: ClaimedJob) -> Commit:
     return Commit(job.documents, {"version": job.version, "documents": job.documents})

@@ -146,6 +146,15 @@ class PartitionWriter:
                 self._append(fresh, fresh_keys)
             return outcomes
 
+    def applied(self, shard_ids: Sequence[str]) -> set[str]:
+        """Those of the shards that the manifest holds, whichever writer committed them.
+
+        Raises ``StaleWriter`` where another may commit more.
+        """
+        with self._lock, self._manifest.held(self._token):
+            by_key = {shard_key(shard_id): shard_id for shard_id in shard_ids}
+            return {by_key[key] for key in self._manifest.applied(list(by_key))}
+
     def maintain(
         self,
         *,

@@ -15,27 +15,30 @@ import redis
 from vecfleet.common import keys
 from vecfleet.common.queue_client import client_scripts
 from vecfleet.common.redis_client import read_lua, translated
-from vecfleet.worker.tenant_queues import TenantQueues
+from vecfleet.worker.known_queues import KnownQueues, by_name, in_parts, lines_of
 
 log = logging.getLogger(__name__)
 
 _RQ_VERSION = "2.12"
+_SWEEPER_MS = 9_000  # a little less than from one sweep to the next
 
 
 class Roster:
-    """One worker in RQ's registries. Thread-safe: it holds nothing but connections."""
+    """One worker in RQ's registries. Thread-safe: what it remembers is for people only."""
 
-    def __init__(self, client: redis.Redis, worker: str, tenants: TenantQueues) -> None:
+    def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
-        self._tenants = tenants
+        self._known = KnownQueues(client)
         self._prune = client.register_script(read_lua(Path(__file__).parent, "prune"))
+        self._sweep = client.register_script(read_lua(Path(__file__).parent, "sweep"))
+        self._shown: list[str] = []  # the queues in which it was shown last
         self.worker = worker
 
     def register(self, queues: Sequence[keys.QueueName]) -> None:
         """Show this worker to RQ's tools; on a full Redis, only its heartbeat will."""
         key = f"rq:worker:{self.worker}"
         now = rq_time()
-        queues = self._tenants.of(queues)
+        queues = by_name(queues)
         about: dict[str, str | int | float] = {
             "birth": now,
             "last_heartbeat": now,
@@ -67,12 +70,12 @@ class Roster:
     def unregister(self, queues: Sequence[keys.QueueName], pools: Iterable[str]) -> None:
         """Leave RQ's registries and the pools."""
         key = f"rq:worker:{self.worker}"
-        queues = self._tenants.of(queues)
+        names = dict.fromkeys([*map(str, by_name(queues)), *self._shown])
         with translated():
             # No transaction: a full Redis refuses one whatever is in it, but none of these alone.
             pipe = self._redis.pipeline(transaction=False)
             pipe.srem("rq:workers", key)
-            for queue in queues:
+            for queue in names:
                 pipe.srem(f"rq:workers:{queue}", key)
             for pool in pools:
                 pipe.zrem(keys.live(pool), self.worker)
@@ -80,36 +83,45 @@ class Roster:
             pipe.execute()
 
     def sweep(self, queues: Sequence[keys.QueueName]) -> None:
-        """Keep RQ's sets of workers true, and give Redis the clients' scripts.
+        """Keep what RQ's tools are shown true, and give Redis the clients' scripts.
 
-        Workers that were killed go, and this one shows the queues that came since it registered.
+        Workers that were killed go; so do what is over in the dead letter, and queues that nothing
+        is in any more. This one shows itself in the queues that came since it registered. Beside
+        its own, some more queues are looked at each time, whoever serves them.
 
         Clients may have no right to load scripts; and a Redis that restarted has forgotten them.
-        What is over in the dead letter goes, and tenants' queues that nothing is in any more are
-        forgotten.
         """
-        self._prune_dead(queues)
-        queues = self._tenants.forget_unused(queues)
+        own, lines = dict.fromkeys(by_name(queues)), lines_of(queues)
+        known = self._known.next()
+        own |= dict.fromkeys(queue for queue in known if queue.line in lines)
+        names = [keys.QUEUES, "rq:workers", f"rq:worker:{self.worker}", keys.SWEEPER]
+        shown: list[str] = []
         with translated():
-            names = list(cast(Any, self._redis.smembers("rq:workers")))
-            pipe = self._redis.pipeline(transaction=False)
-            for name in names:
-                pipe.exists(name)
-            dead = [n for n, lives in zip(names, pipe.execute(), strict=True) if not lives]
-            if dead:
-                for key in ("rq:workers", *(f"rq:workers:{queue}" for queue in queues)):
-                    self._redis.srem(key, *dead)
+            self._forget_dead_workers()
             for script in client_scripts():
                 self._redis.script_load(script)
-            key = f"rq:worker:{self.worker}"
-            pipe.hset(key, "queues", ",".join(map(str, queues)))
-            for queue in queues:
-                pipe.sadd(f"rq:workers:{queue}", key)
+            for some in in_parts(dict.fromkeys([*own, *known])):
+                self._prune_dead(some)
+                asked = [part for queue in some for part in (str(queue), int(queue in own))]
+                found = cast(Any, self._sweep(keys=names, args=[_SWEEPER_MS, *asked]))
+                shown += (name.decode() for name in found)
+            self._shown = shown
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hset(names[2], "queues", ",".join(shown))
+            pipe.expire(names[2], keys.WORKER_TTL_S)
             pipe.execute()
 
+    def _forget_dead_workers(self) -> None:
+        names = list(cast(Any, self._redis.smembers("rq:workers")))
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.exists(name)
+        dead = [n for n, lives in zip(names, pipe.execute(), strict=True) if not lives]
+        if dead:
+            self._redis.srem("rq:workers", *dead)
+
     def _prune_dead(self, queues: Sequence[keys.QueueName]) -> None:
-        with translated():
-            gone = cast(Any, self._prune(args=[str(queue) for queue in self._tenants.of(queues)]))
+        gone = cast(Any, self._prune(args=[str(queue) for queue in queues]))
         for name, count in zip(gone[::2], gone[1::2], strict=True):
             queue = ascii(name.decode(errors="replace"))
             log.warning("%d entries of the dead letter of %s are over their time", count, queue)

@@ -89,6 +89,7 @@ for at = 7, #ARGV, STRIDE do
     local member, lease = id .. ':' .. execution, 'vf:lease:' .. queue
     begin_to_write()
     settled[#settled + 1] = redis.call('ZADD', lease, 'XX', 'CH', 0, member)
+    look_at(queue, 0)
   elseif not unlease(id, execution, queue) then
     settled[#settled + 1] = 0
   else

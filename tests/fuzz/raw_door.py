@@ -50,6 +50,8 @@ _FIELDS = (
     "vf_condemned",
     "vf_from",
     "vf_at",
+    "vf_text",
+    "vf_deaths",
     "timeout",
     "result_ttl",
     "retries_left",

@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 from servers import eventually
 
-from vecfleet.common import keys, payloads
+from vecfleet.common import codec, keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory
 from vecfleet.common.errors import (
@@ -28,11 +28,14 @@ from vecfleet.common.errors import (
     Unavailable,
     UnknownCollection,
 )
-from vecfleet.common.redis_client import connect
+from vecfleet.common.queue_client import NewJob, QueueClient, Route
+from vecfleet.common.redis_client import connect, connect_async
+from vecfleet.common.submission import Submissions
 from vecfleet.worker.aggregator import Aggregator
 from vecfleet.worker.aggregator_main import AggregatorConfig, run_aggregator
 from vecfleet.worker.catalog import FILE_NAME, INDEX_FOLDER, Catalog
-from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Release
+from vecfleet.worker.job import Answer, ClaimedJob, Commit, Failure, Release, Settlement
+from vecfleet.worker.ledger import Ask, Ledger
 from vecfleet.worker.partition import ApplyOutcome, PartitionWriter
 from vecfleet.worker.shard import Shard, build_shard
 
@@ -119,16 +122,28 @@ async def test_no_tenant_has_more_collections_than_all_leave_free(
 async def test_collections_are_not_made_and_deleted_without_end(
     client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vecfleet.worker.catalog_keeper._DELETIONS_EACH", 1)
-    made = Aggregator(Catalog.open(tmp_path), client, 1, on_stale=lambda: None, max_collections=4)
+    made = Aggregator(
+        *(Catalog.open(tmp_path), client, 1),
+        on_stale=lambda: None,
+        max_collections=100,
+        max_deleted=4,
+    )
     await made.writers.on_disk(made.open)
+    began, began_monotonic = time.time(), time.monotonic()
     for _ in range(2):
         await create(made, "a", "a")
         await delete(made, "a", "a")
-    with pytest.raises(QueueFull, match="deleted its share"):
-        await create(made, "a", "a")
     await create(made, "b", "b")
-    later = time.time() + keys.SUBMISSION_TTL_S + 60
+    week_s = float(keys.SUBMISSION_TTL_S)
+    for left_s, retry_s in ((week_s, 3600.0), (3000.0, 3000.0), (1.0, 60.0)):
+        now = began + week_s - left_s
+        monkeypatch.setattr("vecfleet.worker.catalog_keeper.time.time", lambda at=now: at)
+        with pytest.raises(QueueFull, match=r"of the 4 .* deleted its share") as refused:
+            await create(made, "a", "a")
+        told = refused.value.retry_after_s
+        assert told is not None
+        assert retry_s <= told < retry_s + (time.monotonic() - began_monotonic) + 1
+    later = began + 2 * week_s
     monkeypatch.setattr("vecfleet.worker.catalog_keeper.time.time", lambda: later)
     await create(made, "a", "a")
     await asyncio.to_thread(made.close)
@@ -277,6 +292,64 @@ async def test_an_unforeseen_error_is_charged_to_its_cause_alone(
     monkeypatch.setattr(PartitionWriter, "apply", failing)
     outcomes = await aggregator.merger.merge([merge_job(collection, number) for number in range(4)])
     assert [type(outcome) for outcome in outcomes] == [Commit, Commit, Failure, Commit]
+
+
+async def delivered(url: str, job: ClaimedJob) -> None:
+    """Put ``job`` into its queue, as the only block of the submission s."""
+    async with connect_async(url) as connection:
+        submissions = Submissions(connection)
+        await submissions.open("s", tenant="-", collection="books", uid="u")
+        data = codec.pack_call(payloads.MERGE, job.payload)
+        await QueueClient(connection).enqueue(
+            job.queue, [NewJob(job.id, data, 1, 0, 1)], Route(submission="s")
+        )
+        await submissions.close("s", blocks=1, documents=1)
+
+
+def claimed_and_died(client: redis.Redis, queue: keys.QueueName) -> ClaimedJob:
+    """The job of a writer that is dead by now."""
+    (job,) = Ledger(client, "dying").claim([Ask(queue, 9, 1 << 40)])
+    client.zadd(keys.lease(queue), {f"{job.id}:{job.execution}": 1})
+    return job
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_shard_whose_writer_died_three_times_is_in_the_index_or_in_the_dead_letter(
+    aggregator: Aggregator, client: redis.Redis, redis_url: str, is_committed: bool
+) -> None:
+    """Not in both, wherever between the commit and the settlement it was that its writers died."""
+    collection = await create(aggregator, "books")
+    queue, ledger = collection.merge_queue, Ledger(client, "w")
+    await delivered(redis_url, merge_job(collection, 0))
+    for _ in range(keys.MAX_ATTEMPTS):
+        died = claimed_and_died(client, queue)
+        if is_committed:
+            assert isinstance((await aggregator.merger.merge([died]))[0], Commit)
+        assert ledger.rescue([queue]) == (1, 0)
+    (job,) = ledger.claim([Ask(queue, 9, 1 << 40)])
+    (outcome,) = await aggregator.merger.merge([job])
+    assert ledger.settle([Settlement(job, outcome)]) == [True]
+    fields = ("state", "committed_documents", "failed_documents")
+    told = [value or b"0" for value in client.hmget(keys.submission("s"), *fields)]
+    writer = aggregator.writers.get(collection.uid)
+    assert writer is not None
+    visible, buried = writer.stats().documents, client.zrange(keys.dead(queue), 0, -1)
+    if is_committed:
+        assert (visible, buried, told) == (1, [], [b"done", b"1", b"0"])
+    else:
+        assert isinstance(outcome, Failure) and "too often" in outcome.error.message
+        assert (visible, buried, told) == (0, [b"s-0"], [b"done", b"0", b"1"])
+
+
+async def test_a_shard_that_cannot_even_be_looked_for_is_buried_in_the_end(
+    aggregator: Aggregator, client: redis.Redis, redis_url: str
+) -> None:
+    collection = await create(aggregator, "books")
+    queue, ledger = collection.merge_queue, Ledger(client, "w")
+    await delivered(redis_url, merge_job(collection, 0))
+    for death in range(1, 2 * keys.MAX_ATTEMPTS + 1):
+        claimed_and_died(client, queue)
+        assert ledger.rescue([queue]) == ((1, 0) if death < 2 * keys.MAX_ATTEMPTS else (0, 1))
 
 
 async def test_damage_found_at_run_time_takes_one_collection_out_of_service(

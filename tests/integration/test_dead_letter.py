@@ -151,7 +151,7 @@ async def test_pages_hold_each_entry_once_the_newest_first(fleet):
 
 @pytest.mark.parametrize("together", [1, 3, 100])
 async def test_pages_hold_each_entry_once_whenever_it_died(fleet, together):
-    """The order is that of seconds, in each of which so many died."""
+    """Of so many the score is the same, as of what RQ's own tools put there."""
     for block in range(4):
         await fleet.enqueue("s", block, 60, THEIRS if block % 2 else QUEUE)
         fleet.refuse(range(60), queue=THEIRS if block % 2 else QUEUE)
@@ -168,6 +168,27 @@ async def test_pages_hold_each_entry_once_whenever_it_died(fleet, together):
             if not cursor:
                 break
         assert len(set(seen)) == len(seen) == count
+
+
+async def test_pages_of_what_died_at_once_are_read_once(fleet):
+    """Among entries of one score, each page would begin with the first again."""
+    blocks, size, limit = 8, 60, 20
+    for block in range(blocks):
+        await fleet.enqueue("s", block, size)
+        fleet.refuse(range(size))
+    scores = dict(fleet.client.zrange(keys.dead(QUEUE), 0, -1, withscores=True))
+    assert len(set(scores.values())) == blocks * size
+    fleet.client.config_resetstat()
+    pages, cursor = 0, ""
+    while pages == 0 or cursor:
+        cursor = (await fleet.letter.page(cursor=cursor, limit=limit, texts=False)).cursor
+        pages += 1
+    assert pages >= blocks * size / limit
+    asked = fleet.client.info("commandstats")["cmdstat_zrevrangebyscore"]["calls"]
+    assert asked <= 2 * pages
+    died_ms = int(fleet.client.hget(keys.job("s-0-refused-0"), "vf_died"))
+    over_s = died_ms / 1000 + keys.DEAD_TTL_S
+    assert abs(scores[b"s-0-refused-0"] - over_s) < 0.01, "when it is forgotten"
 
 
 async def test_filters(fleet):
@@ -480,8 +501,8 @@ async def test_a_tenant_that_fills_the_dead_letter_is_told_to_look_at_it(client,
     calls = keys.embed_queue("5pace", "interactive", "acme")
     await queues.enqueue(calls, [NewJob("call", data, 1)], Route(box="b"))
     await queues.enqueue(keys.merge_queue(UID, "acme"), [NewJob("delete", data, 1)])
-    for place in range(4):
-        await fleet.letter.drop(f"s-0-refused-{place}")
+    for block, place in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)):
+        await fleet.letter.drop(f"s-{block}-refused-{place}")
     await queues.enqueue(THEIRS, [NewJob("new", data, 1, 10)], bulk)
 
 

@@ -17,7 +17,7 @@ from servers import wait_until
 from vecfleet.common import codec, keys
 from vecfleet.common.admission import JOB_BYTES
 from vecfleet.common.codec import Serializer
-from vecfleet.common.errors import InvalidInput, QueueFull
+from vecfleet.common.errors import InvalidInput, PoisonText, QueueFull
 from vecfleet.common.queue_client import (
     ALREADY_COMMITTED,
     ALREADY_QUEUED,
@@ -27,7 +27,15 @@ from vecfleet.common.queue_client import (
 )
 from vecfleet.common.redis_client import connect_async
 from vecfleet.common.submission import Submissions
-from vecfleet.worker.job import Answer, Commit, Failure, HandOn, Settlement
+from vecfleet.worker.job import (
+    Abandoned,
+    Answer,
+    Commit,
+    Failure,
+    HandOn,
+    Refused,
+    Settlement,
+)
 from vecfleet.worker.ledger import Announcement, Ask, Ledger
 
 QUEUE = keys.embed_queue("5pace", "bulk")
@@ -461,6 +469,8 @@ WRONG = {
     "result_ttl": b"x",
     "vf_condemned": b",,x",
     "vf_named": b"*",
+    "vf_deaths": b"1.5",
+    "vf_at": b"",
 }
 
 
@@ -478,6 +488,40 @@ async def test_a_job_that_was_written_wrong_holds_nobody_up(client, queues, wron
     batch = [Settlement(one, Failure(InvalidInput("no"))) for one in claimed]
     assert mine.settle(batch) == [True, True]
     assert client.hget(keys.job("wrong"), "status") == b"failed"
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "all of them"])
+async def test_a_job_that_was_written_wrong_is_rescued_and_refused_in_part(client, wrong):
+    """A script that fails once it has taken the lease away would leave the job nowhere."""
+    fields = WRONG if wrong == "all of them" else {wrong: WRONG[wrong]}
+    own = {"data": codec.pack_call("vecfleet.embed", {}), "status": "queued", "origin": str(QUEUE)}
+    client.hset(keys.job("wrong"), mapping={**own, **fields})
+    client.rpush(keys.queue_list(QUEUE), "wrong")
+    mine, other = ledger(client), ledger(client, "other")
+    (first,) = mine.claim([Ask(QUEUE, 9, 999)])
+    assert mine.settle([Settlement(first, Abandoned())]) == [True]
+    assert other.rescue([QUEUE]) == (1, 0)
+    assert client.hget(keys.job("wrong"), "vf_deaths") == b"1"
+    (again,) = other.claim([Ask(QUEUE, 9, 999)])
+    assert again.is_suspect
+    apart = [Refused(0, "d", PoisonText(), codec.pack_call("vecfleet.embed", {}), 1)]
+    assert other.settle([Settlement(again, HandOn(str(MERGE), b"x", 1, apart))]) == [True]
+    assert client.zrange(keys.dead(QUEUE), 0, -1) == [b"wrong-refused-0"]
+
+
+@pytest.mark.parametrize("ttl_s", [10**17, 10**18 - 1, -1])
+async def test_a_result_that_is_to_be_kept_for_ever_and_longer_is_kept(client, ttl_s):
+    name = "kept"
+    data = codec.pack_call("vecfleet.embed", {})
+    fields = {"data": data, "status": "queued", "origin": str(QUEUE), "result_ttl": ttl_s}
+    client.hset(keys.job(name), mapping=fields)
+    client.rpush(keys.queue_list(QUEUE), name)
+    mine = ledger(client)
+    (claimed,) = mine.claim([Ask(QUEUE, 1, 99)])
+    assert mine.settle([Settlement(claimed, Answer({}))]) == [True]
+    assert client.hget(keys.job(name), "status") == b"finished"
+    assert client.ttl(keys.job(name)) == client.ttl(f"rq:results:{name}")
+    assert client.zrange(f"rq:finished:{QUEUE}", 0, -1) == [name.encode()]
 
 
 async def test_what_is_no_job_is_left_out(client, queues):

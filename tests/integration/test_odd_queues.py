@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 from rq import Queue
 from servers import wait_until
 
 from vecfleet.common import codec, keys
+from vecfleet.common.errors import InvalidInput
 from vecfleet.common.queue_client import NewJob, Route
 from vecfleet.worker.job import Answer, Commit, HandOn, Settlement
 from vecfleet.worker.ledger import Ask, Ledger
@@ -59,6 +61,57 @@ async def test_what_was_pushed_by_hand_is_rescued_too(client, queues):
     dying, other = Ledger(client, "dying", lease_s=0.01), Ledger(client, "other")
     assert len(dying.claim(ask(9))) == 1
     assert wait_until(lambda: other.rescue([EVERYONE]) == (1, 0))
+
+
+# In a line where they do not belong
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"vf.\xff.embed.5pace.bulk",
+        b"vf.a b.embed.5pace.bulk",
+        b"vf.*.embed.5pace.bulk",
+        b"vf.acme.embed.other.bulk",
+        b"vf.%s.embed.5pace.bulk" % (b"a" * 300),
+        b"embed.5pace.bulk",
+    ],
+)
+async def test_a_queue_of_another_name_leaves_the_line_and_holds_nobody_up(client, queues, odd):
+    data = codec.pack_call("vecfleet.embed", {})
+    for n in range(40):  # more of them than one claim looks at
+        client.zadd(keys.line(EVERYONE), {odd.replace(b"vf.", b"vf.%d" % n): 0})
+    client.zadd(keys.line(EVERYONE), {odd: 0})
+    client.hset("rq:job:odd", mapping={"data": data, "status": "queued", "vf_cost": 1})
+    client.rpush(b"rq:queue:" + odd, "odd")
+    client.sadd(keys.QUEUES, b"rq:queue:" + odd)
+    await queues.enqueue(of("acme"), jobs("good", 2))
+    mine, claimed = Ledger(client, "w"), []
+    while client.lpop(keys.bell(EVERYONE)):
+        claimed += mine.claim(ask(9))
+    assert {"good-0", "good-1"} == {job.id for job in claimed} - {"odd"}
+    assert not client.exists(keys.line(EVERYONE))
+    assert mine.rescue([EVERYONE]) == (0, 0)
+
+
+@pytest.mark.parametrize("tenant", ["\xff", "a b", "*", "", "a.b.c d"])
+async def test_nobody_enqueues_into_a_queue_of_another_name(client, queues, tenant):
+    with pytest.raises(InvalidInput):
+        await queues.enqueue(EVERYONE.of(tenant), jobs("j", 1))
+    assert client.keys("*") == []
+
+
+async def test_a_job_of_no_origin_that_was_parked_comes_back(client, queues):
+    await queues.enqueue(of("acme"), jobs("j", 2), Route(merge_queue=str(MERGE)))
+    client.hdel(keys.job("j-1"), "origin")
+    mine = Ledger(client, "w", max_merge_bytes=100)
+    (first,) = mine.claim(ask(1))
+    mine.settle([Settlement(first, HandOn(str(MERGE), b"s" * 500, 1))])
+    assert mine.claim(ask(9)) == []
+    (shard,) = mine.claim([Ask(MERGE, 9, 1_000_000)])
+    assert mine.settle([Settlement(shard, Commit(1, {}))]) == [True]
+    assert mine.claim([Ask(MERGE, 9, 1_000_000)]) == []
+    assert [job.id for job in mine.claim(ask(9))] == ["j-1"]
 
 
 # Emptied by stock tools

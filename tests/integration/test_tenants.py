@@ -299,6 +299,20 @@ async def test_what_is_not_shown_is_counted(client, monkeypatch):
     assert state.queues_left_out == 1
 
 
+async def test_of_too_many_queues_the_busy_ones_are_shown(client, queues, monkeypatch):
+    monkeypatch.setattr("vecfleet.common.fleet_state.MAX_QUEUES", 2)
+    for n in range(1500):
+        client.sadd(keys.QUEUES, keys.queue_list(keys.merge_queue(f"{n:032x}")))
+    for tenant in ("works", "waits"):
+        await queues.enqueue(of(tenant), jobs(tenant, 1))
+    assert len(Ledger(client, "w").claim(ask(1))) == 1
+    async with connect_async(client.url) as connection:
+        state = await read_fleet_state(connection)
+    assert [queue.queue for queue in state.queues] == [str(of("waits")), str(of("works"))]
+    assert state.queues_left_out == 1500
+    assert {line.line: line.jobs for line in state.lines} == {EVERYONE.line: 1, "merge": 0}
+
+
 async def test_all_that_was_parked_drains_when_the_aggregator_comes_back(client, queues):
     mine = Ledger(client, "w", max_merge_bytes=2500)
     await fill_merge_queue(client, queues, mine, "stuck", 3)

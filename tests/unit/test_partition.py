@@ -157,6 +157,18 @@ def test_a_stale_writer_removes_no_files_of_the_next_one(writer, tmp_path):
     newer.close()
 
 
+def test_what_is_applied_says_only_who_may_still_apply(tmp_path):
+    frozen = open_writer(tmp_path)
+    frozen.apply([shard("1", [("a", 1)])])
+    assert frozen.applied(["1", "2"]) == {"1"}
+    heir = open_writer(tmp_path, 2)
+    with pytest.raises(StaleWriter):
+        frozen.applied(["2"])
+    assert heir.applied(["1", "2"]) == {"1"}
+    frozen.close()
+    heir.close()
+
+
 def test_a_writer_that_is_overtaken_between_writing_and_committing_publishes_nothing(tmp_path):
     heirs = []
 
