@@ -196,18 +196,19 @@ async def _send_for(
 
 @asynccontextmanager
 async def _saturated_by_bulk(rig: Rig, feeder: Child, name: str) -> AsyncIterator[None]:
-    """Endless passages on their way into a collection while the context lasts."""
+    """Endless passages on their way into a collection while the context lasts.
+
+    Where it ends in an error, they end with the feeder.
+    """
     await rig.client.create_collection(name)
     steps = (await rig.worker_status())["steps"]
     feeder.tell("ingest", collection=name, first=0, count=ENDLESS, blocks=SATURATING_BLOCKS)
     while (await rig.worker_status())["steps"] < steps + 20:
         await asyncio.sleep(0.1)
-    try:
-        yield
-    finally:
-        feeder.tell("stop")
-        await feeder.answer()
-        await rig.client.delete_collection(name)
+    yield
+    feeder.tell("stop")
+    await feeder.answer()
+    await rig.client.delete_collection(name)
 
 
 async def query_under_bulk(bench: Bench, rig: Rig, feeder: Child) -> tuple[list[float], float]:
