@@ -12,11 +12,16 @@
 -- Returns the number of jobs that were there
 local JOB_BYTES = 1500  -- as in enqueue.lua
 
-local function count(key, prefix, tokens, bytes)
-  if redis.call('EXISTS', key) == 0 then return end
-  redis.call('HINCRBY', key, prefix .. 'tokens', 0 - tokens)
-  redis.call('HINCRBY', key, prefix .. 'bytes', 0 - bytes)
-  redis.call('HINCRBY', key, prefix .. 'jobs', -1)
+-- A job waits no more. One that stock tools put there was not counted: no more is taken from the sums
+-- than the queue has in them.
+local function count_out(load, prefix, sum, tokens, bytes)
+  for field, number in pairs({tokens = tokens, bytes = bytes, jobs = 1}) do
+    local out = math.min(number, math.max(0, tonumber(redis.call('HGET', load, prefix .. field) or 0)))
+    if out > 0 then
+      redis.call('HINCRBY', load, prefix .. field, -out)
+      redis.call('HINCRBY', sum, field, -out)
+    end
+  end
 end
 
 -- What waited the longest is cancelled first, so its id stands at the head. Where nobody claims, ids
@@ -42,15 +47,11 @@ for _, key in ipairs(KEYS) do
     cancelled = cancelled + 1
   elseif status == 'queued' then
     local size = redis.call('HSTRLEN', key, 'data') + JOB_BYTES
-    redis.call('DEL', key)
-    if job[4] then
-      count('vf:load:' .. job[5], 'parked_', cost, size)
-    else
-      count('vf:load:' .. queue, '', cost, size)
-    end
-    drop_gone('rq:queue:' .. queue)
     local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
-    count('vf:sum:' .. (string.sub(line, 1, 6) == 'merge.' and 'merge' or line), '', cost, size)
+    local sum = 'vf:sum:' .. (string.sub(line, 1, 6) == 'merge.' and 'merge' or line)
+    redis.call('DEL', key)
+    count_out('vf:load:' .. (job[4] and job[5] or queue), job[4] and 'parked_' or '', sum, cost, size)
+    drop_gone('rq:queue:' .. queue)
     cancelled = cancelled + 1
   elseif status == 'started' then
     local id = string.sub(key, #'rq:job:' + 1)

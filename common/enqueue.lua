@@ -18,9 +18,9 @@
 --       then for each job: id, block, tokens, documents, data
 -- Returns {verdict, tokens waiting, bytes waiting, one number a job}
 --       verdict: 'ok', 'full', 'shared_full', 'merge_full', 'dead_full' (instead of the bytes waiting
---       those in the tenant's dead letter), 'late', 'cancelled' or 'invalid' (the queue is
---       vf.{tenant}.{task}.{target}.{lane}, tokens and documents are whole numbers below 2^31, block
---       below 2^24); unless 'ok', nothing was written
+--       those in the tenant's dead letter), 'late', 'cancelled', 'misnamed' (the queue: one is
+--       vf.{tenant}.{task}.{target}.{lane}, of letters, digits, _, - and dots) or 'invalid' (tokens and
+--       documents are whole numbers below 2^31, block below 2^24); unless 'ok', nothing was written
 --       a job's number: its assigned version, 0 where none is assigned, -1 already queued,
 --       -2 already committed, -3 already refused
 local FIRST, STRIDE = 15, 5
@@ -29,8 +29,8 @@ local ALIVE_S = 30  -- as the reply box has it
 local queue, iso, box, sub, merge_queue = ARGV[1], ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local max_tokens, max_bytes, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 
-local tenant, line = string.match(queue, '^vf%.([%w_-]+)%.([%w_.-]+)$')
-if not line then return {'invalid', 0, 0} end
+local tenant, line = string.match(queue, '^vf%.([%w_-]+)%.(%a+%.[%w_.-]+%.%a+)$')
+if not line then return {'misnamed', 0, 0} end
 local merges = string.sub(line, 1, 6) == 'merge.'
 local sum = 'vf:sum:' .. (merges and 'merge' or line)
 local max_shared, max_unmerged = tonumber(ARGV[merges and 12 or 11]), tonumber(ARGV[12])

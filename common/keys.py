@@ -3,7 +3,7 @@
 RQ's own keys (RQ 2.12's layout, kept true so that ``rq info`` and a stock ``Queue`` work):
 
 key                        type    life                written by          deleted by
-rq:queues                  set     -                   enqueue             sweep
+rq:queues                  set     -                   enqueue, claim      sweep
 rq:queue:{queue}           list    -                   enqueue, settle     claim
 rq:job:{job}               hash    until settled       enqueue, claim      settle (stock jobs: TTL)
 rq:wip:{queue}             zset    member job:execution, score +inf: a mirror of the lease for

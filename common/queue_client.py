@@ -251,6 +251,11 @@ class QueueClient:
                 f"{tokens} tokens wait before this call, more than the {route.max_ahead} that this "
                 "model's workers do in the time that a call may wait; try again later"
             )
+        if verdict == b"misnamed":
+            raise InvalidInput(
+                f"{str(queue)!r} is no name of a queue: it may have letters, digits, _, - and dots",
+                field="queue",
+            )
         if verdict == b"invalid":
             raise InvalidInput(
                 "block, tokens and documents of a job must be whole numbers, and block below "

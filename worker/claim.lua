@@ -39,21 +39,21 @@ ask_for[DEATHS], ask_for[AT] = 'vf_deaths', 'vf_at'
 -- What the fields of a job must look like. Anybody may have written them: a field that does not is
 -- taken away before any script counts with it, for a script that fails at the head of a queue would
 -- hold up all behind it.
-local COUNT, NAME, MOST_DIGITS, MOST_CHARACTERS = '^%d+$', '^[%w_.-]+$', 16, 256
-local LOOKS = {
-  [COST] = COUNT, [2] = COUNT, [3] = NAME, [SUB] = NAME, [BLOCK] = COUNT, [6] = COUNT,
-  [MERGE] = '^vf%.[%w_-]+%.merge%.[%w_-]+%.bulk$', [8] = COUNT, [ATTEMPTS] = '^-?%d+$', [10] = COUNT,
-  [13] = COUNT, [14] = '^[%d,]+$', [15] = NAME, [LEFT] = COUNT, [DEADLINE] = COUNT,
-  [DEATHS] = COUNT,
+local MOST_CHARACTERS, NAME = 256, '^[%w_.-]+$'
+local COUNT, LARGE_COUNT, NAMED = {'^%d+$', 10}, {'^%d+$', 16}, {NAME, MOST_CHARACTERS}
+local LOOKS = {  -- a pattern, and the most characters
+  [COST] = COUNT, [2] = LARGE_COUNT, [3] = NAMED, [SUB] = NAMED, [BLOCK] = COUNT, [6] = COUNT,
+  [MERGE] = {'^vf%.[%w_-]+%.merge%.[%w_-]+%.bulk$', MOST_CHARACTERS}, [8] = LARGE_COUNT,
+  [ATTEMPTS] = COUNT, [10] = COUNT, [13] = COUNT, [14] = {'^[%d,]+$', MOST_CHARACTERS},
+  [15] = NAMED, [LEFT] = COUNT, [DEADLINE] = LARGE_COUNT, [DEATHS] = COUNT,
 }
 
 -- Take what looks wrong out of job; returns the fields' names.
 local function wrong_fields(job)
   local wrong = {}
-  for f, pattern in pairs(LOOKS) do
+  for f, look in pairs(LOOKS) do
     local value = job[f]
-    local most = (pattern == COUNT or f == ATTEMPTS) and MOST_DIGITS or MOST_CHARACTERS
-    if value and (#value > most or not string.match(value, pattern)) then
+    if value and (#value > look[2] or not string.match(value, look[1])) then
       job[f], wrong[#wrong + 1] = false, ask_for[f]
     end
   end
@@ -160,9 +160,11 @@ local function unpark_if_there_is_room(queue)
 end
 
 -- Whether a queue belongs into a line. Anybody may have put it there: one of another line would never
--- leave this one, and a name of other characters is none that a worker could settle.
+-- leave this one, a name of other characters is none that a worker could settle, and what is no list
+-- nobody can read.
 local function is_of_line(queue, line)
   return #queue <= MOST_CHARACTERS and string.match(queue, '^vf%.[%w_-]+%.(.+)$') == line
+    and type(redis.pcall('LLEN', 'rq:queue:' .. queue)) == 'number'
 end
 
 -- The queues that are asked: each with the number of the ask, its list, and its place in its line.
@@ -179,13 +181,14 @@ local function find_queues()
       -- What stock tools put into the default tenant's queue did not join the line.
       local work = string.sub(name, 6)
       local default = 'vf.-.' .. work
-      if redis.call('EXISTS', 'rq:queue:' .. default) == 1 then join_line(default) end
+      if is_filled(default) then join_line(default) end
       local line = redis.call('ZRANGE', KEYS[k], 0, MOST_QUEUES - 1, 'WITHSCORES')
       for at = 1, #line, 2 do
-        if is_of_line(line[at], work) then
-          note(line[at], k, line[at + 1])
+        local queue = line[at]
+        if is_of_line(queue, work) then
+          note(queue, k, line[at + 1])
         else
-          redis.call('ZREM', KEYS[k], line[at])
+          redis.call('ZREM', KEYS[k], queue)
           ring(name)  -- for those behind it
         end
       end
@@ -247,6 +250,7 @@ local function take_first(entry, ask)
     return 0
   end
   all_tokens, all_bytes = all_tokens + cost, all_bytes + size
+  if not entry.has_leases then look_at(entry.queue, now_ms + lease_ms) end
   entry.has_leases = true
   local execution = take(id, entry.queue, job, #claimed + 1)
   local row = {id, execution, entry.queue, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
@@ -305,11 +309,9 @@ local function tidy(entry)
   local line = line_of(queue)
   if entry.place then redis.call('ZADD', 'vf:line:' .. line, 'XX', text(entry.place), queue) end
   redis.call('SADD', 'rq:queues', entry.list)  -- whoever pushed what it holds
-  if entry.has_leases then look_at(queue, now_ms + lease_ms) end
-  if entry.jobs then
-    add('vf:load:' .. queue, '', -entry.tokens, -entry.bytes, -entry.jobs)
-    count_all(queue, (entry.parked_tokens or 0) - entry.tokens,
-      (entry.parked_bytes or 0) - entry.bytes, (entry.parked_jobs or 0) - entry.jobs)
+  if entry.jobs then count_out(queue, entry.tokens, entry.bytes, entry.jobs) end
+  if entry.parked_jobs then
+    count_all(queue, entry.parked_tokens, entry.parked_bytes, entry.parked_jobs)
   end
   if redis.call('EXISTS', entry.list) == 0 then leave_line(queue) end
   unpark_if_there_is_room(queue)

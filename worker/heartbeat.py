@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
-from vecfleet.common.errors import QueueFull, VecfleetError
+from vecfleet.common.errors import QueueFull, RedisUnavailable, VecfleetError
 from vecfleet.worker.job import ClaimedJob
 from vecfleet.worker.ledger import Announcement, Ledger
 
@@ -92,10 +92,12 @@ class Heartbeat:
             except QueueFull as error:
                 # The heartbeat and the rescue pass on a full Redis; what is for people can wait.
                 log.warning("RQ's picture of this worker is old: %s", error)
-            except VecfleetError as error:
+            except RedisUnavailable as error:
                 log.warning("no heartbeat: %s", error)
                 # Nobody could renew a lease: give the others one lease's time to do so.
                 rescue_at = time.monotonic() + keys.LEASE_TTL_S
+            except VecfleetError as error:
+                log.warning("Redis refuses a part of the heartbeat: %s", error)
             except Exception:
                 log.exception("the heartbeat failed; it goes on")
 

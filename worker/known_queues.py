@@ -18,16 +18,17 @@ AT_ONCE = 1000
 class KnownQueues:
     """One way through them, again and again. Claims need none of this, only chores do."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, at_once: int = AT_ONCE) -> None:
         """Begins where Redis does."""
         self._redis = client
+        self._at_once = at_once
         self._cursor = 0
 
     def next(self) -> list[keys.QueueName]:
-        """About ``AT_ONCE`` more of them; raises ``RedisUnavailable``."""
+        """About ``at_once`` more of them; raises ``RedisUnavailable``."""
         with translated():
             answer: Any = self._redis.sscan(
-                keys.QUEUES, self._cursor, f"{_PREFIX}vf.*", count=AT_ONCE
+                keys.QUEUES, self._cursor, f"{_PREFIX}vf.*", count=self._at_once
             )
         self._cursor, members = answer
         return list(parsed(raw.removeprefix(_PREFIX.encode()) for raw in members))

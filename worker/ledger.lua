@@ -75,6 +75,26 @@ local function count_waiting(queue, tokens, bytes, jobs)
   count_all(queue, tokens, bytes, jobs)
 end
 
+-- Jobs leave a queue's list. What stock tools put there was not counted: no more is taken from the
+-- sums than the queue has in them.
+local function count_out(queue, tokens, bytes, jobs)
+  local load = 'vf:load:' .. queue
+  local held = redis.call('HMGET', load, 'tokens', 'bytes', 'jobs')
+  local function held_of(f) return math.max(0, tonumber(held[f] or 0)) end
+  local is_last = jobs >= held_of(3)
+  tokens = is_last and held_of(1) or math.min(tokens, held_of(1))
+  bytes = is_last and held_of(2) or math.min(bytes, held_of(2))
+  jobs = is_last and held_of(3) or jobs
+  add(load, '', -tokens, -bytes, -jobs)
+  count_all(queue, -tokens, -bytes, -jobs)
+end
+
+-- Whether something waits in a queue; anybody may have made something else than a list of it.
+local function is_filled(queue)
+  local length = redis.pcall('LLEN', 'rq:queue:' .. queue)
+  return type(length) == 'number' and length > 0
+end
+
 local function join_line(queue)
   local line = line_of(queue)
   local places = 'vf:line:' .. line

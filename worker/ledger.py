@@ -7,6 +7,7 @@ runs these scripts against RQ's own handlers, so that a version that moves a key
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _RESCUE_AT_ONCE = 1024  # leases, of all queues
+KNOWN_AT_ONCE = 100  # queues in which no lease is known; each worker looks, each second
 KNOWN_TEXTS = 1024  # at most so many are remembered for a model, as named or condemned
 _NAMED_TTL_MS = 300_000  # longer than a hung worker takes to end
 _CONDEMNED_TTL_MS = 3_600_000
@@ -69,7 +71,7 @@ class Announcement:
 
 
 class Ledger:
-    """One worker's claims in Redis. Thread-safe: it holds nothing but connections."""
+    """One worker's claims in Redis. Thread-safe, but for ``rescue``, which one thread calls."""
 
     def __init__(
         self,
@@ -90,14 +92,14 @@ class Ledger:
         self.worker = worker
         self._dead_ttl_s = dead_ttl_s
         self._max_unmerged = (max_merge_bytes, max_unmerged_bytes)
-        self._known = KnownQueues(client)
+        self._known = KnownQueues(client, KNOWN_AT_ONCE)
         self.roster = Roster(client, worker)
         self._redis = client
         self._lease_ms = int(lease_s * 1000)
         # Claims are told apart by a prefix of this process, so that claims whose reply was lost
         # can be found again among the leases.
         self._prefix = secrets.token_hex(8)
-        self._claims = 0
+        self._numbers = itertools.count(1)  # two lanes claim at the same time
 
         def script(name: str) -> Any:
             return client.register_script(read_lua(_FOLDER, "ledger", name))
@@ -120,12 +122,11 @@ class Ledger:
         Also whether a suspect, a job whose worker died, waits to be claimed alone: then nothing
         more should be claimed before nothing is in flight, or it would wait for ever.
         """
-        self._claims += 1
         arguments: list[Any] = [
             self.worker,
             rq_time(),
             self._lease_ms,
-            f"{self._prefix}-{self._claims}-",
+            f"{self._prefix}-{next(self._numbers)}-",
             *self._max_unmerged,
         ]
         for ask in asks:

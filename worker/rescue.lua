@@ -85,7 +85,7 @@ end
 
 -- When the queue is looked at next: when its first lease is over.
 local function look_again(queue, busy)
-  local first = redis.call('ZRANGE', 'vf:lease:' .. queue, 0, 0, 'WITHSCORES')[2]
+  local first = redis.pcall('ZRANGE', 'vf:lease:' .. queue, 0, 0, 'WITHSCORES')[2]
   begin_to_write()
   if first then
     redis.call('ZADD', busy, text(tonumber(first)), queue)
@@ -99,7 +99,8 @@ local queues, told = find_queues()
 for k, queue in ipairs(queues) do
   if left <= 0 then break end
   local lease = 'vf:lease:' .. queue
-  local expired = redis.call('ZRANGEBYSCORE', lease, '-inf', text(now_ms), 'LIMIT', 0, left)
+  local expired = redis.pcall('ZRANGEBYSCORE', lease, '-inf', text(now_ms), 'LIMIT', 0, left)
+  if expired.err then expired = {} end  -- no claim made it: others' leases are looked at all the same
   left = left - #expired
   for _, member in ipairs(expired) do
     local id, execution = string.match(member, '^(.-):(.*)$')
@@ -130,6 +131,6 @@ for k, queue in ipairs(queues) do
   end
   if told[k] then look_again(queue, told[k]) end
   -- What stock tools put into a queue did not join the line.
-  if redis.call('EXISTS', 'rq:queue:' .. queue) == 1 and join_line(queue) then ring(queue) end
+  if is_filled(queue) and join_line(queue) then ring(queue) end
 end
 return {again, buried}

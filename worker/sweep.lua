@@ -21,9 +21,9 @@ for at = 2, #ARGV, 2 do
   local queue, is_own = ARGV[at], ARGV[at + 1] == '1'
   local workers, tenant, line = 'rq:workers:' .. queue, string.match(queue, '^vf%.([^.]*)%.(.+)$')
   if is_sweeper then
-    for _, gone in ipairs(redis.call('SDIFF', workers, KEYS[2])) do
-      redis.call('SREM', workers, gone)
-    end
+    local left = redis.pcall('SDIFF', workers, KEYS[2])
+    if left.err then redis.call('DEL', workers) end  -- somebody made something else of it
+    for _, gone in ipairs(left) do redis.call('SREM', workers, gone) end
   end
   local is_shown = redis.call('EXISTS', 'rq:queue:' .. queue, 'vf:lease:' .. queue,
     'vf:parked:' .. queue, 'rq:failed:' .. queue, 'rq:finished:' .. queue, 'rq:scheduled:' .. queue,

@@ -11,7 +11,7 @@ from vecfleet.common import codec, keys
 from vecfleet.common.queue_client import NewJob, Route
 from vecfleet.worker import known_queues
 from vecfleet.worker.job import Abandoned, Answer, Commit, HandOn, Settlement
-from vecfleet.worker.ledger import Announcement, Ask, Ledger
+from vecfleet.worker.ledger import KNOWN_AT_ONCE, Announcement, Ask, Ledger
 
 EVERYONE = keys.embed_queue("5pace", "bulk", keys.EVERY_TENANT)
 OLD = keys.embed_queue("0ld", "bulk", keys.EVERY_TENANT)
@@ -85,8 +85,8 @@ async def test_leases_that_nothing_tells_of_are_found_in_their_turn(client, queu
     while rescued < len(tenants):
         rescued += other.rescue([EVERYONE])[0]
         looks += 1
-        assert looks <= 3 * MANY / known_queues.AT_ONCE
-    assert looks > 3
+        assert looks <= 3 * MANY / KNOWN_AT_ONCE
+    assert looks > MANY / KNOWN_AT_ONCE / 3
 
 
 async def test_one_look_takes_over_no_more_than_it_may(client, queues, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,34 @@ async def test_the_fence_lets_one_settle(client, queues):
     assert mine.settle([Settlement(claimed, Answer({"x": 1}))]) == [True]
     assert mine.settle([Settlement(claimed, Answer({"x": 1}))]) == [False]
     assert not client.exists(keys.job("j-1"), keys.lease(QUEUE), f"rq:wip:{QUEUE}")
+
+
+def test_two_lanes_claim_at_once_and_no_two_claims_have_one_name(client, monkeypatch):
+    """Executions are told apart by it: of two with one name, one lease would not be renewed."""
+    mine, seen, of_thread = ledger(client), ([], []), threading.local()
+
+    def answer(keys, args):
+        of_thread.seen.append(args[3])
+        return 0, [], []
+
+    monkeypatch.setattr(mine, "_claim", answer)
+
+    def claim(mine_seen):
+        of_thread.seen = mine_seen
+        for _ in range(10_000):
+            mine.claim_or_wait([])
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        lanes = [threading.Thread(target=claim, args=(names,)) for names in seen]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+    finally:
+        sys.setswitchinterval(usual)
+    assert len({*seen[0], *seen[1]}) == 20_000
 
 
 async def test_a_late_settlement_after_a_rescue_is_refused(client, queues):
@@ -455,9 +484,9 @@ async def test_retries_that_somebody_wrote_by_hand_come_to_an_end(client):
 
 
 WRONG = {
-    "vf_cost": b"abc",
+    "vf_cost": b"9" * 16,
     "vf_deadline": b"",
-    "vf_attempts": b"vf",
+    "vf_attempts": b"-1000",
     "vf_block": b"nan",
     "vf_docs": b"9" * 400,
     "vf_refused": b"-1",

@@ -6,12 +6,14 @@ import logging
 
 import pytest
 from rq import Queue
+from rq.registry import FailedJobRegistry
 from servers import wait_until
 
 from vecfleet.common import codec, keys
-from vecfleet.common.errors import InvalidInput
+from vecfleet.common.codec import Serializer
+from vecfleet.common.errors import InvalidInput, VecfleetError
 from vecfleet.common.queue_client import NewJob, Route
-from vecfleet.worker.job import Answer, Commit, HandOn, Settlement
+from vecfleet.worker.job import Answer, Commit, Failure, HandOn, Settlement
 from vecfleet.worker.ledger import Ask, Ledger
 
 EVERYONE = keys.embed_queue("5pace", "bulk", keys.EVERY_TENANT)
@@ -96,9 +98,100 @@ async def test_a_queue_of_another_name_leaves_the_line_and_holds_nobody_up(clien
 
 @pytest.mark.parametrize("tenant", ["\xff", "a b", "*", "", "a.b.c d"])
 async def test_nobody_enqueues_into_a_queue_of_another_name(client, queues, tenant):
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match="is no name of a queue"):
         await queues.enqueue(EVERYONE.of(tenant), jobs("j", 1))
     assert client.keys("*") == []
+
+
+# Of another type
+
+
+async def test_what_is_no_list_leaves_the_line_and_holds_nobody_up(client, queues):
+    for n in range(40):  # more of them than one claim looks at
+        client.sadd(keys.queue_list(of(f"evil{n}")), "x")
+        client.sadd(keys.QUEUES, keys.queue_list(of(f"evil{n}")))
+        client.zadd(keys.line(EVERYONE), {str(of(f"evil{n}")): 0})
+    await queues.enqueue(of("acme"), jobs("good", 2))
+    mine, claimed = Ledger(client, "w"), []
+    while client.lpop(keys.bell(EVERYONE)):
+        claimed += mine.claim(ask(9))
+    assert [job.id for job in claimed] == ["good-0", "good-1"]
+    assert mine.rescue([EVERYONE]) == (0, 0)
+    assert not client.exists(keys.line(EVERYONE))
+
+
+@pytest.mark.parametrize("name", ["vf:lease:{}", "rq:workers:{}"])
+async def test_keys_of_another_type_stop_no_chore(client, queues, name):
+    await queues.enqueue(of("acme"), jobs("j", 1))
+    assert Ledger(client, "dead", lease_s=0.05).claim(ask(1))
+    evil = of("evil")
+    client.set(name.format(evil), "x")
+    client.sadd(keys.QUEUES, keys.queue_list(evil))
+    client.zadd(keys.busy(EVERYONE), {str(evil): 0})
+    mine = Ledger(client, "w")
+    assert wait_until(lambda: mine.rescue([EVERYONE]) == (1, 0))
+    mine.roster.sweep([EVERYONE])
+    assert not client.zscore(keys.busy(EVERYONE), str(evil))
+
+
+# Brought back by stock tools, which count nothing
+
+
+@pytest.mark.parametrize("counted", [0, 3])
+async def test_what_rq_brings_back_leaves_nothing_in_the_sums(client, queues, counted):
+    """Nor does it take out of them what others have there."""
+    mine = Ledger(client, "w")
+    await queues.enqueue(of("acme"), jobs("j", 20))
+    failed = [Settlement(job, Failure(InvalidInput("no"))) for job in mine.claim(ask(20))]
+    assert mine.settle(failed) == [True] * 20
+    await queues.enqueue(of("other"), jobs("o", 1))
+    if counted:
+        await queues.enqueue(of("acme"), jobs("k", counted))
+    registry = FailedJobRegistry(str(of("acme")), connection=client, serializer=Serializer)
+    for n in range(20):
+        registry.requeue(f"j-{n}")
+    assert await queues.cancel(["j-19"]) == 1
+    held = loads(client)
+    assert held["vf:sum:embed.5pace.bulk"] == sums(client)
+    done = 0
+    while found := mine.claim([Ask(of("acme"), 2, 1_000_000)]):
+        assert loads(client)["vf:sum:embed.5pace.bulk"] == sums(client)
+        done += sum(mine.settle([Settlement(job, Answer({})) for job in found]))
+    assert done == 19 + counted
+    left = loads(client)
+    assert left == {name: left[str(keys.load(of("other")))] for name in left}
+    assert left["vf:sum:embed.5pace.bulk"]["jobs"] == 1
+
+
+def loads(client) -> dict[str, dict[str, int]]:
+    """What is told of all that waits."""
+    names = sorted([*client.keys("vf:load:*"), *client.keys("vf:sum:*")])
+    return {
+        name.decode(): {field.decode(): int(n) for field, n in client.hgetall(name).items()}
+        for name in names
+    }
+
+
+def sums(client) -> dict[str, int]:
+    """What the tenants' loads come to."""
+    each = [load for name, load in loads(client).items() if name.startswith("vf:load:")]
+    assert all(n >= 0 for load in each for n in load.values())
+    return {field: sum(load[field] for load in each) for field in ("tokens", "bytes", "jobs")}
+
+
+async def test_a_claim_that_fails_leaves_word_of_its_leases(client, queues):
+    """Rescue and those whose reply was lost find them by it."""
+    await queues.enqueue(of("a"), jobs("a", 1))
+    await queues.enqueue(of("b"), jobs("b", 1))
+    client.set(keys.load(of("a")), "no hash")
+    mine = Ledger(client, "w", lease_s=0.05)
+    with pytest.raises(VecfleetError):
+        mine.claim(ask(9))
+    taken = [queue for queue in (of("a"), of("b")) if client.exists(keys.lease(queue))]
+    assert taken
+    assert {str(queue).encode() for queue in taken} <= set(
+        client.zrange(keys.busy(EVERYONE), 0, -1)
+    )
 
 
 async def test_a_job_of_no_origin_that_was_parked_comes_back(client, queues):
