@@ -40,7 +40,8 @@ def family(mark: str) -> Iterator[int]:
     """The processes that live and were started with ``mark``, directly or by one that was."""
     prefix = FAMILY.encode() + b"="
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended, or is somebody else's
+        # It ended, or is somebody else's. Anything else, as a lack of files, tells nothing of it.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             for entry in (folder / "environ").read_bytes().split(b"\0"):
                 if entry.startswith(prefix) and mark.encode() in entry[len(prefix) :].split(b"/"):
                     yield int(folder.name)

@@ -25,6 +25,7 @@ from vecfleet.gateway.footprint import footprint
 from vecfleet.gateway.shares import Shares
 
 _WATCH_AFTER_S = 0.05
+_PART_BYTES = 64  # what a part takes beside its bytes, of which there may be few
 
 
 class ClientGone(JobCancelled):
@@ -59,12 +60,14 @@ class Bodies:
         if context.content_length is not None and context.content_length > max_bytes:
             raise _too_large(max_bytes)
         parts: list[bytes] = []
+        size = 0
         async for part in self.stream(request):
-            if context.buffered_bytes + len(part) > max_bytes:
+            size += len(part)
+            if size > max_bytes:
                 raise _too_large(max_bytes)
-            if not self._buffered.take(context.caller.tenant, len(part)):
+            if not self._buffered.take(context.caller.tenant, len(part) + _PART_BYTES):
                 raise _too_many_bodies()
-            context.buffered_bytes += len(part)
+            context.buffered_bytes += len(part) + _PART_BYTES
             parts.append(part)
         if watch:
             watch_client(request, context)

@@ -27,7 +27,7 @@ async def delete(
     """Delete documents and wait until they are gone, ``timeout_s`` at most for a block of ids.
 
     ``version`` where the collection's versions are given. After an error, and when it is cancelled,
-    some may be gone; the same call again deletes the rest.
+    some may be gone, a block more than the submission tells; the same call again deletes the rest.
     """
     for document_id in ids:
         check_document_id(document_id)
@@ -53,7 +53,11 @@ async def delete(
         await fleet.submissions.close(name, blocks=sent, documents=len(ids))
     except (VecfleetError, asyncio.CancelledError):
         documents = sum(map(len, parts[:sent]))
-        closing = fleet.submissions.close(name, blocks=sent, documents=documents)
+        closing = asyncio.ensure_future(
+            fleet.submissions.close(name, blocks=sent, documents=documents)
+        )
+        # Whether somebody waits for it till its end or not; a cancelled one has no exception.
+        closing.add_done_callback(lambda done: done.cancelled() or done.exception())
         with suppress(VecfleetError, TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.shield(closing)

@@ -31,6 +31,7 @@ class ViewBuilder:
         """``directory`` is the partition's."""
         self._directory = directory
         self._thresholds = thresholds
+        self._sound: set[IndexEntry] = set()  # whose checksum is right, and which wait for room
 
     def next_view(self, manifest: Manifest, old: View | None, *, missing_is_fault: bool) -> View:
         """The view of the manifest's present generation; files that ``old`` has stay open.
@@ -99,12 +100,15 @@ class ViewBuilder:
             path = self._directory / entry.file
             just_written = old is not None and entry not in old.state.indexes
             try:
-                if not just_written and file_crc(path) != entry.crc:
-                    raise CorruptData(f"{entry.file} does not match its checksum")
+                if not just_written and entry not in self._sound:
+                    if file_crc(path) != entry.crc:
+                        raise CorruptData(f"{entry.file} does not match its checksum")
+                    self._sound.add(entry)  # not to be read whole at each try
                 index = DerivedIndex(path, entry.kind, entry.effort, entry.template)
             except (OSError, CorruptData) as error:
                 if isinstance(error, OSError) and error.errno in SHORTAGES:
                     log.warning("%s waits to be opened: %s", entry.file, error.strerror)
                     return part
                 index = None  # the entry is kept, so that the file is not tried again
+            self._sound.discard(entry)
         return replace(part, index=index, index_entry=entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 from servers import Process, eventually, process_exists, wait_until
 
 from vecfleet.common.errors import ConfigError, VecfleetError
-from vecfleet.fleet.process import kill_family
+from vecfleet.fleet.process import kill_family, marked
 from vecfleet.fleet.supervisor import (
     LAST_DELAY_S,
     ChildSpec,
@@ -206,6 +207,24 @@ async def test_a_family_that_cannot_be_looked_for_at_once_is_ended_all_the_same(
         if process_exists(daemon):
             os.kill(daemon, signal.SIGKILL)
         await watched.supervisor.stop()
+
+
+async def test_what_lives_is_not_taken_for_gone_where_no_file_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment, mark = marked(None)
+    child = await asyncio.create_subprocess_exec("sleep", "600", env=environment)
+
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(Path, "read_bytes", fails)
+        kill_family(mark)
+    assert child.returncode is None
+    assert kill_family(mark)
+    assert await child.wait() == -signal.SIGKILL
+    assert not kill_family(mark)
 
 
 async def test_a_family_of_another_child_is_left_alone() -> None:

@@ -212,6 +212,21 @@ async def test_all_bodies_together_are_bounded_and_given_back():
     assert third.status_code == 200
 
 
+async def test_a_body_of_tiny_parts_counts_as_what_they_take():
+    parts = 0
+
+    async def receive():
+        nonlocal parts
+        parts += 1
+        if parts > 2000:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"ab", "more_body": True}
+
+    app = app_over(FakeFleet(), max_buffered_bytes=100_000)
+    sent = await call(app, [(b"transfer-encoding", b"chunked")], receive)
+    assert sent[0]["status"] == 503
+
+
 async def test_client_that_goes_away_cancels_its_call():
     fleet = FakeFleet()
     fleet.hang = True

@@ -6,12 +6,11 @@ import subprocess
 import sys
 
 import pytest
-import uvicorn
 import uvloop
+from protocol_server import CHUNKED, HEAD, MOST, POST, WAIT, Served, status
 from servers import eventually
 
-from vecfleet.gateway.config import GatewayLimits
-from vecfleet.gateway.protocol import _Outlet, protocol_class
+from vecfleet.gateway.protocol import _Outlet
 
 
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -45,90 +44,6 @@ def test_an_answer_to_a_closed_connection_goes_nowhere(make_loop):
         runner.run(scenario())
 
 
-MOST = 20
-HEAD = b"GET / HTTP/1.1\r\nhost: localhost\r\n"
-
-
-class Served:
-    """An application whose requests wait until they are let go, behind the gateway's protocol."""
-
-    def __init__(self, header_timeout_s=60):
-        self.running = 0
-        self.begun = []
-        self.bodies = []
-        self.let_go = asyncio.Event()
-        limits = GatewayLimits(
-            max_connections=MOST, header_timeout_s=header_timeout_s, idle_timeout_s=60
-        )
-        config = uvicorn.Config(
-            self.app,
-            port=0,
-            lifespan="off",
-            interface="asgi3",
-            http=protocol_class(limits),
-            limit_concurrency=limits.max_connections,
-            timeout_keep_alive=60,
-            log_config=None,
-        )
-        self.server = uvicorn.Server(config)
-        self.writers = []
-
-    async def app(self, scope, receive, send):
-        self.running += 1
-        self.begun.append(scope["path"])
-        answer = b"hello"
-        while scope["path"] == "/read":
-            message = await receive()
-            self.bodies.append(message["body"])
-            if not message["more_body"]:
-                answer = b"%d" % sum(map(len, self.bodies))
-                break
-        if scope["path"] == "/wait":
-            await self.let_go.wait()
-        length = str(len(answer)).encode()
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-length", length)],
-            }
-        )
-        if scope["path"] == "/half":
-            await send({"type": "http.response.body", "body": answer[:2], "more_body": True})
-            await self.let_go.wait()
-            answer = answer[2:]
-        await send({"type": "http.response.body", "body": answer})
-        self.running -= 1
-
-    @property
-    def connections(self):
-        return len(self.server.server_state.connections)
-
-    async def connect(self, sent=b""):
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        self.writers.append(writer)
-        writer.write(sent)
-        return reader, writer
-
-    async def __aenter__(self):
-        self.task = asyncio.create_task(self.server.serve())
-        await eventually(lambda: self.server.started)
-        return self
-
-    async def __aexit__(self, *_):
-        self.let_go.set()
-        for writer in self.writers:
-            writer.close()
-        self.server.should_exit = True
-        await self.task
-
-
-async def status(reader):
-    async with asyncio.timeout(30):
-        return int((await reader.readline()).split()[1])
-
-
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\n"], ids=["none", "half", "answered"])
 async def test_connections_without_a_request_do_not_keep_others_out(sent):
     async with Served() as served:
@@ -159,9 +74,6 @@ async def test_a_connection_with_a_request_never_gives_way():
         assert {await status(reader) for reader in first} == {200}
 
 
-WAIT = b"GET /wait HTTP/1.1\r\nhost: localhost\r\n\r\n"
-
-
 async def test_a_few_requests_of_one_connection_wait_for_the_first_and_are_answered_in_turn():
     async with Served() as served:
         reader, _ = await served.connect(WAIT + (HEAD + b"\r\n") * 16)
@@ -172,10 +84,6 @@ async def test_a_few_requests_of_one_connection_wait_for_the_first_and_are_answe
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert b"200 OK" in head
                 assert await reader.readexactly(5) == b"hello"
-
-
-POST = b"POST /read HTTP/1.1\r\nhost: localhost\r\n"
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 
 
 async def test_a_body_behind_a_request_may_be_larger_than_headers():

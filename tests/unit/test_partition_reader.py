@@ -327,6 +327,32 @@ def test_an_index_that_no_file_is_left_for_is_opened_once_there_is(writer, tmp_p
     reader.close()
 
 
+def test_an_index_that_no_memory_is_left_for_is_read_whole_once(tmp_path, monkeypatch):
+    writer = open_writer(tmp_path, thresholds=LIMITS, spec=PartitionSpec("0" * 32, "space", 64))
+    fill(writer, clustered(9000, 64))
+    assert settle(writer) == []
+    read = []
+    whole = view_builder.file_crc
+    monkeypatch.setattr(view_builder, "file_crc", lambda path: read.append(path) or whole(path))
+
+    def fail(*_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(view_builder, "DerivedIndex", fail)
+        reader = PartitionReader.open(tmp_path, thresholds=LIMITS)
+        for _ in range(3):
+            patched.setattr(reader, "_indexes_at", 0.0)
+            reader.refresh()
+    assert reader.stats().indexed_documents == 0
+    monkeypatch.setattr(reader, "_indexes_at", 0.0)
+    reader.refresh()
+    assert reader.stats().indexed_documents == 9000
+    assert len(read) == 1
+    reader.close()
+    writer.close()
+
+
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
 def test_an_index_that_had_to_wait_is_checked_like_any_other(tmp_path, monkeypatch, is_damaged):
     spec = PartitionSpec("0" * 32, "space", 64, "auto", 0.98)
