@@ -15,8 +15,13 @@ local JOB_BYTES = 1500  -- as in enqueue.lua
 -- A job waits no more. One that stock tools put there was not counted: no more is taken from the sums
 -- than the queue has in them.
 local function count_out(load, prefix, sum, tokens, bytes)
+  local function held_of(field)
+    return math.max(0, tonumber(redis.call('HGET', load, prefix .. field) or 0))
+  end
+  local is_last = held_of('jobs') <= 1
   for field, number in pairs({tokens = tokens, bytes = bytes, jobs = 1}) do
-    local out = math.min(number, math.max(0, tonumber(redis.call('HGET', load, prefix .. field) or 0)))
+    local held = held_of(field)
+    local out = is_last and held or math.min(number, held)
     if out > 0 then
       redis.call('HINCRBY', load, prefix .. field, -out)
       redis.call('HINCRBY', sum, field, -out)
@@ -39,7 +44,8 @@ local cancelled = 0
 for _, key in ipairs(KEYS) do
   local job = redis.call('HMGET', key, 'status', 'origin', 'vf_cost', 'vf_parked', 'vf_merge',
     'vf_box', 'vf_attempts', 'vf_left')
-  local status, queue, cost = job[1], job[2] or '', tonumber(job[3] or 0) or 0
+  local status, queue = job[1], job[2] or ''
+  local cost = math.floor(math.abs(tonumber(job[3] or 0) or 0))
   local is_suspect = (tonumber(job[7] or 0) or 0) > 0  -- of what runs: this claim is counted
   if (job[6] or job[8]) and is_suspect and (status == 'queued' or status == 'started') then
     redis.call('HDEL', key, 'vf_box', 'vf_deadline')
@@ -50,7 +56,10 @@ for _, key in ipairs(KEYS) do
     local line = string.match(queue, '^vf%.[^.]*%.(.+)$') or queue
     local sum = 'vf:sum:' .. (string.sub(line, 1, 6) == 'merge.' and 'merge' or line)
     redis.call('DEL', key)
-    count_out('vf:load:' .. (job[4] and job[5] or queue), job[4] and 'parked_' or '', sum, cost, size)
+    if job[3] then
+      local load = 'vf:load:' .. (job[4] and job[5] or queue)
+      count_out(load, job[4] and 'parked_' or '', sum, cost, size)
+    end
     drop_gone('rq:queue:' .. queue)
     cancelled = cancelled + 1
   elseif status == 'started' then

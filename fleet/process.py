@@ -37,14 +37,25 @@ def marked(environment: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
 
 
 def family(mark: str) -> Iterator[int]:
-    """The processes that live and were started with ``mark``, directly or by one that was."""
+    """The processes that live and were started with ``mark``, directly or by one that was.
+
+    Raises ``OSError`` after the last where one could not be looked at, as for want of files.
+    """
     prefix = FAMILY.encode() + b"="
+    failure: OSError | None = None
     for folder in Path("/proc").glob("[0-9]*"):
-        # It ended, or is somebody else's. Anything else, as a lack of files, tells nothing of it.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            for entry in (folder / "environ").read_bytes().split(b"\0"):
-                if entry.startswith(prefix) and mark.encode() in entry[len(prefix) :].split(b"/"):
-                    yield int(folder.name)
+        try:
+            entries = (folder / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended, or is somebody else's
+        except OSError as error:
+            failure = error
+            continue
+        for entry in entries:
+            if entry.startswith(prefix) and mark.encode() in entry[len(prefix) :].split(b"/"):
+                yield int(folder.name)
+    if failure is not None:
+        raise failure
 
 
 def kill_family(mark: str) -> bool:

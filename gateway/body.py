@@ -25,7 +25,6 @@ from vecfleet.gateway.footprint import footprint
 from vecfleet.gateway.shares import Shares
 
 _WATCH_AFTER_S = 0.05
-_PART_BYTES = 64  # what a part takes beside its bytes, of which there may be few
 
 
 class ClientGone(JobCancelled):
@@ -59,19 +58,21 @@ class Bodies:
         context = context_of(request)
         if context.content_length is not None and context.content_length > max_bytes:
             raise _too_large(max_bytes)
-        parts: list[bytes] = []
-        size = 0
+        body: bytes | bytearray = b""
         async for part in self.stream(request):
-            size += len(part)
-            if size > max_bytes:
+            if context.buffered_bytes + len(part) > max_bytes:
                 raise _too_large(max_bytes)
-            if not self._buffered.take(context.caller.tenant, len(part) + _PART_BYTES):
+            if not self._buffered.take(context.caller.tenant, len(part)):
                 raise _too_many_bodies()
-            context.buffered_bytes += len(part) + _PART_BYTES
-            parts.append(part)
+            context.buffered_bytes += len(part)
+            if not body:
+                body = part
+            else:  # kept apart, small ones would take many times their bytes
+                body = bytearray(body) if isinstance(body, bytes) else body
+                body += part
         if watch:
             watch_client(request, context)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return bytes(body)
 
     async def parse(self, request: Request, raw: bytes) -> Any:
         """The JSON value of the body ``raw``; what it takes in memory counts as its bytes do.

@@ -43,13 +43,18 @@ class _Outlet:
     def close(self) -> None:
         """Close once what was written is sent, or ``linger_s`` have passed."""
         self._transport.close()
-        if self._end is None and self._transport.get_write_buffer_size():
+        if self._end is None and self.unsent_bytes:
             loop = asyncio.get_running_loop()
             self._end = loop.call_later(self._linger_s, self._transport.abort)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What the client has not read yet of its answers, and the system does not hold."""
+        return self._transport.get_write_buffer_size()
+
     def give_way(self) -> None:
-        """Close at once: whoever did not read its answers so far holds a place of another's."""
-        if self._transport.get_write_buffer_size():
+        """Close at once: who has not read its answers yet holds a place of another's."""
+        if self.unsent_bytes:
             self._transport.abort()
         self._transport.close()
 
@@ -101,7 +106,8 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
             self.transport = self._outlet  # type: ignore[assignment]
             self._await_headers(limits.header_timeout_s)
             if len(self.connections) >= limits.max_connections and without_request:
-                oldest = next(iter(without_request))
+                idle = (each for each in without_request if not without_request[each].unsent_bytes)
+                oldest = next(idle, None) or next(iter(without_request))
                 self.connections.discard(oldest)
                 without_request.pop(oldest).give_way()
             without_request[self] = self._outlet
@@ -140,25 +146,30 @@ def protocol_class(limits: GatewayLimits) -> type[asyncio.Protocol]:
                     self.parser.feed_data(data)
                     return
                 except httptools.HttpParserUpgrade as upgrade:
-                    data = data[upgrade.args[0] :]
                     self._is_upgrade = False
-                    self._read_body_or_end()
+                    if self._refusal:
+                        return
+                    data = self._head_of_body_or_end() + data[upgrade.args[0] :]
                 except httptools.HttpParserError:
                     log.info("a client sent what is no HTTP request")
                     self.send_400_response("Invalid HTTP request received.")
                     return
 
-        def _read_body_or_end(self) -> None:
-            """The parser takes the body for the other protocol's: a new one reads it."""
+        def _head_of_body_or_end(self) -> bytes:
+            """The parser takes the body for the other protocol's: a new one reads it.
+
+            It has to be given the answer, a head that says how long the body is; nothing where
+            there is no body.
+            """
             framing = [(name, value) for name, value in self.headers if name in _FRAMING]
             if not framing:
                 self.on_message_complete()
-                return
+                return b""
             self._is_primed = True
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             lines = (b"%s: %s\r\n" % header for header in framing)
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(lines))
+            return b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(lines)
 
         def _throw_away(self, data: bytes) -> None:
             """Left unread, it would make of the closing a reset that takes answers away."""

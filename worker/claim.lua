@@ -160,11 +160,9 @@ local function unpark_if_there_is_room(queue)
 end
 
 -- Whether a queue belongs into a line. Anybody may have put it there: one of another line would never
--- leave this one, a name of other characters is none that a worker could settle, and what is no list
--- nobody can read.
+-- leave this one, and a name of other characters is none that a worker could settle.
 local function is_of_line(queue, line)
   return #queue <= MOST_CHARACTERS and string.match(queue, '^vf%.[%w_-]+%.(.+)$') == line
-    and type(redis.pcall('LLEN', 'rq:queue:' .. queue)) == 'number'
 end
 
 -- The queues that are asked: each with the number of the ask, its list, and its place in its line.
@@ -250,9 +248,9 @@ local function take_first(entry, ask)
     return 0
   end
   all_tokens, all_bytes = all_tokens + cost, all_bytes + size
+  local execution = take(id, entry.queue, job, #claimed + 1)
   if not entry.has_leases then look_at(entry.queue, now_ms + lease_ms) end
   entry.has_leases = true
-  local execution = take(id, entry.queue, job, #claimed + 1)
   local row = {id, execution, entry.queue, now_us, size <= LARGE and redis.call('HGET', key, 'data')}
   for f = 1, #FIELDS do row[#row + 1] = job[f] end
   claimed[#claimed + 1] = row
@@ -323,8 +321,16 @@ end
 local found = find_queues()
 -- A suspect at the head of any queue goes first, once there is nothing else in flight.
 for _, entry in ipairs(found) do
-  local id = redis.call('LINDEX', entry.list, 0)
-  entry.is_empty = not id
+  local id = redis.pcall('LINDEX', entry.list, 0)
+  if type(id) == 'table' then  -- no list: nobody can read it, and others stand behind it
+    if entry.place then
+      redis.call('ZREM', KEYS[entry.k], entry.queue)
+      ring(entry.queue)
+    end
+    id, entry.is_done = nil, true
+  else
+    entry.is_empty = not id
+  end
   local attempts = id and redis.pcall('HGET', 'rq:job:' .. id, 'vf_attempts')
   if type(attempts) == 'string' and (tonumber(attempts) or 0) > 0 then
     if ARGV[ASKED + 5 * entry.k] == '1' then

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vecfleet.common import keys
-from vecfleet.common.errors import QueueFull, RedisUnavailable, VecfleetError
+from vecfleet.common.errors import RedisUnavailable, VecfleetError
 from vecfleet.worker.job import ClaimedJob
 from vecfleet.worker.ledger import Announcement, Ledger
 
@@ -71,13 +71,15 @@ class Heartbeat:
         """Go on until ``over``; nothing is rescued once ``draining``."""
         self._draining = draining
         beat_at = rescue_at = report_at = sweep_at = 0.0
+        has_beaten = False
         pause = min(self._timing.heartbeat_s, self._timing.rescue_s)
         while not over.wait(pause):
             now = time.monotonic()
             try:
                 if now >= beat_at:
+                    has_beaten = False
                     self.beat()  # before any rescue: our own leases may have run out
-                    beat_at = now + self._timing.heartbeat_s
+                    has_beaten, beat_at = True, now + self._timing.heartbeat_s
                 if now >= rescue_at and not draining.is_set():
                     rescue_at = now + self._timing.rescue_s
                     self._rescue()
@@ -89,15 +91,14 @@ class Heartbeat:
                     self._ledger.roster.sweep(self._queues())
                 if self.lost_reply.is_set():
                     self._reconcile(over)
-            except QueueFull as error:
-                # The heartbeat and the rescue pass on a full Redis; what is for people can wait.
-                log.warning("RQ's picture of this worker is old: %s", error)
-            except RedisUnavailable as error:
+            except VecfleetError as error:
+                if has_beaten and not isinstance(error, RedisUnavailable):
+                    # As on a full Redis, where the heartbeat and the rescue pass.
+                    log.warning("RQ's picture of this worker is old: %s", error)
+                    continue
                 log.warning("no heartbeat: %s", error)
                 # Nobody could renew a lease: give the others one lease's time to do so.
                 rescue_at = time.monotonic() + keys.LEASE_TTL_S
-            except VecfleetError as error:
-                log.warning("Redis refuses a part of the heartbeat: %s", error)
             except Exception:
                 log.exception("the heartbeat failed; it goes on")
 

@@ -163,6 +163,31 @@ async def test_what_rq_brings_back_leaves_nothing_in_the_sums(client, queues, co
     assert left["vf:sum:embed.5pace.bulk"]["jobs"] == 1
 
 
+async def test_what_is_cancelled_takes_no_more_than_was_counted(client, queues):
+    """Else a load of no jobs keeps bytes, and the sum goes below nothing: as good as no limit."""
+    mine = Ledger(client, "w")
+    await queues.enqueue(of("a"), [NewJob("u", codec.pack_call("vecfleet.embed", {}), 1)])
+    (job,) = mine.claim(ask(1))
+    mine.settle([Settlement(job, Failure(InvalidInput("no")))])
+    await queues.enqueue(of("a"), [NewJob("big", bytes(50_000), 900)])
+    FailedJobRegistry(str(of("a")), connection=client, serializer=Serializer).requeue("u")
+    own = {"data": b"x", "status": "queued", "origin": str(of("a"))}
+    client.hset(keys.job("stock"), mapping=own)
+    assert await queues.cancel(["stock"]) == 1
+    assert loads(client)[keys.load(of("a"))] == {"tokens": 900, "bytes": 51_500, "jobs": 1}
+    client.hset(keys.job("odd"), mapping={**own, "vf_cost": "-1.5"})
+    assert await queues.cancel(["odd", "u"]) == 2
+    for n in range(4):
+        await queues.enqueue(of("b"), jobs(f"b{n}", 1))
+        assert loads(client)["vf:sum:embed.5pace.bulk"] == sums(client)
+        mine.claim(ask(1))
+        told = loads(client)
+        assert told.get("vf:sum:embed.5pace.bulk", dict.fromkeys(FIELDS, 0)) == sums(client)
+
+
+FIELDS = ("tokens", "bytes", "jobs")
+
+
 def loads(client) -> dict[str, dict[str, int]]:
     """What is told of all that waits."""
     names = sorted([*client.keys("vf:load:*"), *client.keys("vf:sum:*")])
@@ -176,7 +201,7 @@ def sums(client) -> dict[str, int]:
     """What the tenants' loads come to."""
     each = [load for name, load in loads(client).items() if name.startswith("vf:load:")]
     assert all(n >= 0 for load in each for n in load.values())
-    return {field: sum(load[field] for load in each) for field in ("tokens", "bytes", "jobs")}
+    return {field: sum(load.get(field, 0) for load in each) for field in FIELDS}
 
 
 async def test_a_claim_that_fails_leaves_word_of_its_leases(client, queues):
@@ -278,3 +303,13 @@ async def test_what_all_merge_queues_keep_out_is_not_brought_back_before_there_i
     writer.claim([Ask(MERGE, 0, 1)])
     assert not client.exists(f"vf:parked:{MERGE}")
     assert len(worker.claim(ask(9))) == 8
+
+
+async def test_a_claim_that_fails_loses_no_job(client, queues):
+    await queues.enqueue(of("a"), jobs("a", 1))
+    client.set(keys.busy(EVERYONE), "no zset")
+    mine, other = Ledger(client, "w", lease_s=0.05), Ledger(client, "other")
+    with pytest.raises(VecfleetError):
+        mine.claim(ask(9))
+    client.delete(keys.busy(EVERYONE))
+    assert wait_until(lambda: other.rescue([EVERYONE]) == (1, 0))

@@ -212,18 +212,25 @@ async def test_a_family_that_cannot_be_looked_for_at_once_is_ended_all_the_same(
 async def test_what_lives_is_not_taken_for_gone_where_no_file_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And what can be looked at is ended nevertheless."""
     environment, mark = marked(None)
-    child = await asyncio.create_subprocess_exec("sleep", "600", env=environment)
+    hidden, seen = [
+        await asyncio.create_subprocess_exec("sleep", "600", env=environment) for _ in range(2)
+    ]
+    read_bytes = Path.read_bytes
 
-    def fails(path: Path) -> bytes:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    def fails_once(path: Path) -> bytes:
+        if path.parent.name == str(hidden.pid):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read_bytes(path)
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
-        patched.setattr(Path, "read_bytes", fails)
+        patched.setattr(Path, "read_bytes", fails_once)
         kill_family(mark)
-    assert child.returncode is None
+    assert await seen.wait() == -signal.SIGKILL
+    assert hidden.returncode is None
     assert kill_family(mark)
-    assert await child.wait() == -signal.SIGKILL
+    assert await hidden.wait() == -signal.SIGKILL
     assert not kill_family(mark)
 
 

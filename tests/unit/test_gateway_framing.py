@@ -89,12 +89,45 @@ async def test_a_request_for_another_protocol_is_served_in_this_one_with_its_bod
         assert b"".join(served.bodies) == BODY * (2 if size else 0)
 
 
-async def test_a_broken_body_of_such_a_request_is_refused():
+BROKEN = {
+    "chunk": b"transfer-encoding: chunked\r\n\r\nno number\r\n",
+    "encoding": b"transfer-encoding: gzip\r\n\r\nabc",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+async def test_a_broken_body_of_such_a_request_is_refused(broken):
     async with Served() as served:
-        sent = POST + UPGRADE + b"transfer-encoding: chunked\r\n\r\nno number\r\n"
-        reader, _ = await served.connect(sent)
+        reader, _ = await served.connect(POST + UPGRADE + broken)
         assert await status(reader) == 400
         await eventually(lambda: not served.connections)
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+async def test_and_what_came_before_it_is_answered(broken):
+    async with Served() as served:
+        reader, _ = await served.connect(WAIT + POST + UPGRADE + broken)
+        await eventually(lambda: served.running == 1)
+        await asyncio.sleep(0.05)
+        served.let_go.set()
+        async with asyncio.timeout(30):
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(5) == b"hello"
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_behind_a_refusal_such_requests_are_not_read():
+    async with Served() as served:
+        _, writer = await served.connect(WAIT)
+        await eventually(lambda: served.running == 1)
+        (protocol,) = served.server.server_state.connections
+        parsers = set()
+        original = protocol._parse
+        protocol._parse = lambda data: (original(data), parsers.add(protocol.parser))
+        writer.write((POST + UPGRADE + b"content-length: 0\r\n\r\n") * 400)
+        await eventually(lambda: protocol._refusal)
+        assert len(protocol.pipeline) == 16
+        assert protocol.parser in parsers
 
 
 # What waits
@@ -133,6 +166,18 @@ async def test_the_request_at_work_is_told_that_its_client_has_gone(behind):
         await asyncio.sleep(0.05)
         writer.transport.abort()
         await eventually(lambda: served.gone == 1)
+
+
+async def test_who_still_reads_an_answer_gives_way_to_nobody_while_others_have_nothing_to_do():
+    async with Served() as served:
+        reader, _ = await served.connect(WAIT.replace(b"/wait", b"/large"))
+        await eventually(lambda: served.answered == 1)
+        for _ in range(2 * MOST):
+            other, _ = await served.connect(SECOND)
+            assert await status(other) == 200
+        async with asyncio.timeout(30):
+            assert len(await reader.readuntil(b"\r\n\r\n")) > 0
+            assert len(await reader.readexactly(16 << 20)) == 16 << 20
 
 
 async def test_who_does_not_read_its_answers_holds_no_place_of_anothers():
