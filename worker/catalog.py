@@ -107,6 +107,7 @@ class Catalog:
                 fault = file.db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise file.corrupt(fault)
+            file.check_schema(_SCHEMA)
             catalog = cls(root, file, mark, home, token, reserve)
             catalog._check_seal()
             catalog._take_over()

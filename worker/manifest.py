@@ -138,6 +138,7 @@ class Manifest(SqliteFile):
 
     def check(self) -> None:
         """Read everything once; raises ``CorruptManifest`` for any damage that matters."""
+        self.check_schema(_SCHEMA)
         with self.snapshot():
             for table in ("state", "segments", "deaths", "templates", "indexes"):
                 fault = self.db.execute(f"PRAGMA quick_check({table})").fetchone()[0]

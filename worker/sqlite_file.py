@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgpack
@@ -13,6 +13,7 @@ from vecfleet.common.errors import CorruptManifest, Unavailable
 
 BUSY_TIMEOUT_S = 10.0
 CACHE_KIB = 1024
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
 _PASSING = frozenset(  # what may be otherwise a moment later; any other error is damage
     (
         sqlite3.SQLITE_BUSY,
@@ -53,6 +54,18 @@ class SqliteFile:
         """Close the connection."""
         self.db.close()
 
+    def check_schema(self, script: str) -> None:
+        """Raise ``CorruptManifest`` unless the tables and indexes are those that ``script`` makes.
+
+        SQLite takes whatever text it finds for what was meant: a damaged PRIMARY KEY is none.
+        """
+        with closing(sqlite3.connect(":memory:")) as made:
+            made.executescript(script)
+            meant = made.execute(_SCHEMA).fetchall()
+        with self.translated():
+            if self.db.execute(_SCHEMA).fetchall() != meant:
+                raise self.corrupt("its tables are others")
+
     def corrupt(self, what: str) -> CorruptManifest:
         """The error for damage, naming the file."""
         return CorruptManifest(f"{self.path}: {what}")
@@ -63,7 +76,7 @@ class SqliteFile:
         try:
             yield
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in _PASSING:
+            if _code_of(error) & 0xFF in _PASSING:
                 raise Unavailable(f"{self.path} cannot be used now: {error}") from error
             raise self.corrupt(str(error)) from error
         except (
@@ -102,7 +115,12 @@ class SqliteFile:
 def is_undone(error: BaseException) -> bool:
     """Whether the commit that failed with ``error`` can in no case turn out to be true later."""
     cause = error.__cause__
-    return not isinstance(cause, sqlite3.Error) or cause.sqlite_errorcode in (
+    return not isinstance(cause, sqlite3.Error) or _code_of(cause) in (
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_BUSY,
     )
+
+
+def _code_of(error: sqlite3.Error) -> int:
+    """SQLite's; Python's own errors, as of text that is no UTF-8, have none and tell of damage."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)

@@ -22,7 +22,7 @@ for at = 2, #ARGV, 2 do
   local workers, tenant, line = 'rq:workers:' .. queue, string.match(queue, '^vf%.([^.]*)%.(.+)$')
   if is_sweeper then
     local left = redis.pcall('SDIFF', workers, KEYS[2])
-    if left.err and not string.find(left.err, 'WRONGTYPE') then return left end
+    if left.err and not string.find(left.err, 'wrong kind of value') then return left end
     if left.err then redis.call('DEL', workers) end  -- somebody made something else of it
     for _, gone in ipairs(left) do redis.call('SREM', workers, gone) end
   end

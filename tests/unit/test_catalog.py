@@ -198,3 +198,23 @@ def test_a_writer_that_lost_its_lease_changes_nothing(tmp_path):
     third = Catalog.open(tmp_path, token=3)  # all is sealed as it should be
     assert third.list() == [again]
     third.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"one INTEGER PRIMARY KEY", b"one INTEGER PRIMARX KEY"),
+        (b"UNIQUE (tenant, name)", b"UNIQUE (tenant, uid!)"),
+        (b"books", b"boo\xffs"),
+    ],
+)
+def test_damaged_tables_and_texts_are_noticed(tmp_path, old, new):
+    catalog = Catalog.open(tmp_path)
+    catalog.create("books", SPEC)
+    catalog.close()
+    path = tmp_path / FILE_NAME
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(CorruptManifest, match="catalog"):
+        Catalog.open(tmp_path)

@@ -1,3 +1,4 @@
+import re
 import shutil
 import sqlite3
 
@@ -218,6 +219,29 @@ def test_a_damaged_log_is_not_taken_for_one_that_a_crash_cut(tmp_path):
 
     with pytest.raises(CorruptManifest, match="generation 1, but 2 was committed"):
         _opened_after(tmp_path, flip_in_the_last_commit)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            b"CREATE TABLE state (one INTEGER PRIMARY KEY",
+            b"CREATE TABLE state (one INTEGER PRIMARX KEY",
+        ),
+        (b"key BLOB NOT NULL UNIQUE", b"key BLOB NOT NULL UNIQUD"),
+        (b"deaths_by_generation ON", b"deaths_by_generatioo ON"),
+        (b"(segment INTEGER PRIMARY", b"(segment INTEGER PRIMAR\xff"),
+    ],
+)
+def test_damaged_tables_are_not_taken_for_what_they_say(tmp_path, old, new):
+    """Of a PRIMARX KEY two rows are one: the one with the older token was found, as if fenced."""
+    Manifest.open(tmp_path, SPEC, 1).close()
+    path = tmp_path / FILE_NAME
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(CorruptManifest, match=re.escape(str(path))):
+        Manifest.open(tmp_path, SPEC, 2)
 
 
 @pytest.mark.parametrize("keep", [0, 4096])
