@@ -94,7 +94,7 @@ class Heartbeat:
             except VecfleetError as error:
                 if has_beaten and not isinstance(error, RedisUnavailable):
                     # As on a full Redis, where the heartbeat and the rescue pass.
-                    log.warning("RQ's picture of this worker is old: %s", error)
+                    log.warning("Redis refuses a chore beside the heartbeat: %s", error)
                     continue
                 log.warning("no heartbeat: %s", error)
                 # Nobody could renew a lease: give the others one lease's time to do so.
