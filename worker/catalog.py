@@ -44,9 +44,9 @@ _UID = re.compile(r"[0-9a-f]{32}")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS collections (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL,
     name TEXT NOT NULL, record BLOB NOT NULL, UNIQUE (tenant, name));
-CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, deleted_s REAL NOT NULL,
+CREATE TABLE IF NOT EXISTS deleted (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL,
+    name TEXT NOT NULL, asked_us INTEGER NOT NULL, deleted_s REAL NOT NULL,
     removed INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS deleted_of (uid TEXT PRIMARY KEY, tenant TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tenants (tenant TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1),
     token INTEGER NOT NULL);
@@ -170,17 +170,24 @@ class Catalog:
             query = "SELECT count(*) FROM deleted WHERE uid = ?"
             return bool(self._db.execute(query, (uid,)).fetchone()[0])
 
+    def was_deleted_between(self, name: str, tenant: str, after_us: int, until_us: int) -> bool:
+        """Whether a deletion of this name is true that was asked for between two times of Redis."""
+        with self._used():
+            query = (
+                "SELECT count(*) FROM deleted WHERE tenant = ? AND name = ? "
+                "AND asked_us > ? AND asked_us <= ?"
+            )
+            found = self._db.execute(query, (tenant, name, after_us, until_us)).fetchone()
+            return bool(found[0])
+
     def deleted(self, since_s: float) -> dict[str, str]:
         """The tenants, by uid, of collections that were deleted after ``since_s``, a Unix time.
 
         The oldest first.
         """
         with self._used():
-            query = (
-                "SELECT uid, coalesce(tenant, ?) FROM deleted LEFT JOIN deleted_of USING (uid) "
-                "WHERE deleted_s >= ? ORDER BY deleted_s"
-            )
-            return dict(self._db.execute(query, (DEFAULT_TENANT, since_s)).fetchall())
+            query = "SELECT uid, tenant FROM deleted WHERE deleted_s >= ? ORDER BY deleted_s"
+            return dict(self._db.execute(query, (since_s,)).fetchall())
 
     def deleted_s(self, uid: str) -> float:
         """When this collection was deleted, Unix time; 0.0 where nobody knows any more."""
@@ -201,24 +208,24 @@ class Catalog:
             rows = self._db.execute(query, (tenant, tenant)).fetchall()
         return [Collection.from_wire(msgpack.unpackb(record)) for (record,) in rows]
 
-    def delete(self, name: str, tenant: str = DEFAULT_TENANT) -> Collection:
+    def delete(self, name: str, tenant: str = DEFAULT_TENANT, asked_us: int = 0) -> Collection:
         """Delete the collection of this name; raises ``UnknownCollection``.
 
         The name is free at once; the uid never returns. ``remove_deleted`` removes the files.
+        ``asked_us`` is when it was asked for, in microseconds of Redis's clock.
         """
         with self._used():
             found = self.get(name, tenant)
-            self._reserve.in_need(lambda: self._note_deleted(found.uid, tenant))
+            self._reserve.in_need(lambda: self._note_deleted(found, asked_us))
         return found
 
-    def _note_deleted(self, uid: str, tenant: str) -> None:
+    def _note_deleted(self, gone: Collection, asked_us: int) -> None:
         with self._changed():
-            self._db.execute("DELETE FROM collections WHERE uid = ?", (uid,))
-            self._db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, 0)", (uid, time.time()))
-            self._db.execute("INSERT OR REPLACE INTO deleted_of VALUES (?, ?)", (uid, tenant))
+            self._db.execute("DELETE FROM collections WHERE uid = ?", (gone.uid,))
+            row = (gone.uid, gone.tenant, gone.name, asked_us, time.time())
+            self._db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, ?, ?, ?, 0)", row)
             old = (time.time() - _REMEMBERED_S,)
             self._db.execute("DELETE FROM deleted WHERE removed = 1 AND deleted_s < ?", old)
-            self._db.execute("DELETE FROM deleted_of WHERE uid NOT IN (SELECT uid FROM deleted)")
 
     def remove_deleted(self) -> None:
         """Remove the files of deleted collections, whose writers must be closed.
@@ -303,7 +310,7 @@ class Catalog:
         digest = blake2b(b"%d" % generation, digest_size=16)
         for query in (
             "SELECT uid, tenant, name, record FROM collections ORDER BY uid",
-            "SELECT uid, deleted_s FROM deleted ORDER BY uid",
+            "SELECT uid, tenant, name, asked_us, deleted_s FROM deleted ORDER BY uid",
             "SELECT tenant FROM tenants ORDER BY tenant",
         ):
             digest.update(msgpack.packb(self._db.execute(query).fetchall()))

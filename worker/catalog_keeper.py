@@ -13,6 +13,7 @@ import redis
 from vecfleet.common import codec, keys
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.errors import (
+    CollectionConflict,
     CorruptPayload,
     InvalidInput,
     QueueFull,
@@ -133,7 +134,11 @@ class CatalogKeeper:
             return True
 
     async def create(self, job: ClaimedJob) -> Answer:
-        """``vecfleet.create``: the collection's record."""
+        """``vecfleet.create``: the collection's record.
+
+        A call may run late or again, when its caller has asked anew and deleted what that made:
+        then it makes nothing.
+        """
         name, tenant = _named(job)
         spec = job.payload.get("spec")
         if not isinstance(spec, dict):
@@ -144,7 +149,10 @@ class CatalogKeeper:
             raise InvalidInput(f"spec: {error.message}", field="spec") from error
 
         def work() -> Collection:
-            self._check_room(name, tenant)
+            held = self._writers.collections()
+            if not any((found.tenant, found.name) == (tenant, name) for found in held):
+                self._check_current(name, job)
+                self._check_room(tenant, [found.tenant for found in held])
             collection = self._catalog.create(name, chosen, tenant)
             self._tenants |= {tenant}
             self._writers.adopt(collection)
@@ -153,12 +161,25 @@ class CatalogKeeper:
 
         return Answer((await self._as_writer(work)).to_wire())
 
-    def _check_room(self, name: str, tenant: str) -> None:
-        """Raise ``QueueFull`` for a new collection that is more than the tenant's share."""
-        held = [(found.tenant, found.name) for found in self._writers.collections()]
-        if (tenant, name) in held:
-            return
-        if _is_over_share(tenant, [owner for owner, _ in held], self._max_collections):
+    def _check_current(self, name: str, job: ClaimedJob) -> None:
+        """Raise ``CollectionConflict`` where a later call has deleted what ``job`` would make.
+
+        One from before its claim: so a Redis whose clock was set back forbids no name for long.
+        """
+        times_us = job.enqueued_us, job.claimed_us
+        if self._catalog.was_deleted_between(name, job.queue.tenant, *times_us):
+            raise CollectionConflict(
+                f"collection {name!r} was deleted after this was asked for; create it again if you "
+                "mean it",
+                field="collection",
+            )
+
+    def _check_room(self, tenant: str, owners: Sequence[str]) -> None:
+        """Raise ``QueueFull`` for a new collection that is more than the tenant's share.
+
+        ``owners`` are the tenants of those that are there.
+        """
+        if _is_over_share(tenant, owners, self._max_collections):
             raise QueueFull(
                 f"this tenant has its share of the {self._max_collections} collections that there "
                 "may be: delete some, or have the operator raise VECFLEET_MAX_COLLECTIONS",
@@ -192,7 +213,8 @@ class CatalogKeeper:
                     f"collection {name!r} was made anew meanwhile; delete it again if you mean it",
                     field="collection",
                 )
-            self._catalog.delete(name, tenant)  # first: until this is true, nothing is discarded
+            # First: until this is true, nothing is discarded.
+            self._catalog.delete(name, tenant, job.enqueued_us)
             self._writers.drop(uid, tenant)
             self._publish()
             with translated():

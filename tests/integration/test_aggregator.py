@@ -22,6 +22,7 @@ from vecfleet.common import codec, keys, payloads
 from vecfleet.common.collection import Collection, CollectionSpec
 from vecfleet.common.directory import Directory
 from vecfleet.common.errors import (
+    CollectionConflict,
     CorruptManifest,
     QueueFull,
     StaleWriter,
@@ -95,6 +96,26 @@ async def test_a_deletion_that_comes_again_touches_no_other_collection_of_the_na
     with pytest.raises(UnknownCollection, match="made anew"):
         await aggregator.keeper.delete(unknown)
     assert (await create(aggregator, "books")).uid == second.uid, "which is still there"
+
+
+async def test_a_creation_that_comes_after_its_deletion_makes_nothing(
+    aggregator: Aggregator,
+) -> None:
+    made = replace(catalog_job(payloads.CREATE, "books"), enqueued_us=100, claimed_us=101)
+    gone = replace(catalog_job(payloads.DELETE, "books"), enqueued_us=made.enqueued_us + 10)
+    await aggregator.keeper.create(made)
+    await aggregator.keeper.delete(gone)
+    late = replace(made, claimed_us=gone.enqueued_us + 1)
+    with pytest.raises(CollectionConflict, match="create it again"):
+        await aggregator.keeper.create(late)
+    elsewhere = replace(late, queue=keys.catalog_queue(tenant="acme"))
+    elsewhere = replace(elsewhere, payload={**late.payload, "tenant": "acme"})
+    assert isinstance(await aggregator.keeper.create(elsewhere), Answer)
+    before_a_clock_was_set_back = replace(late, claimed_us=gone.enqueued_us - 1)
+    answer = await aggregator.keeper.create(before_a_clock_was_set_back)
+    assert isinstance(answer, Answer)
+    again = await aggregator.keeper.create(late)
+    assert isinstance(again, Answer) and again.body == answer.body, "there is one: that it is"
 
 
 async def test_no_tenant_has_more_collections_than_all_leave_free(

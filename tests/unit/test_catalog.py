@@ -87,6 +87,20 @@ def test_delete_removes_the_directory_and_frees_the_name(catalog):
     assert not catalog.was_deleted(again.uid)
 
 
+def test_when_a_deletion_was_asked_for_is_kept(catalog, tmp_path):
+    for asked_us in (10, 20):
+        catalog.create("docs", SPEC)
+        catalog.delete("docs", asked_us=asked_us)
+    catalog.close()
+    again = Catalog.open(tmp_path)
+    between = {(9, 10): True, (19, 30): True, (0, 99): True, (10, 19): False, (20, 99): False}
+    for times_us, was in between.items():
+        assert again.was_deleted_between("docs", "-", *times_us) is was
+    assert not again.was_deleted_between("docs", "acme", 0, 99)
+    assert not again.was_deleted_between("other", "-", 0, 99)
+    again.close()
+
+
 def test_deletions_are_not_remembered_for_ever(catalog, monkeypatch):
     old = catalog.create("old", SPEC)
     catalog.delete("old")
