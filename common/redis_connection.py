@@ -1,14 +1,16 @@
-"""Connections of an event loop that keep a cancellation.
+"""Connections of an event loop that keep a cancellation, and whose end is no failure.
 
 redis-py writes with ``asyncio.wait_for``, which on Python 3.11 loses a cancellation that comes as
 the write ends (https://github.com/python/cpython/issues/86296): the task goes on, and whoever
-awaits its end waits for ever. It also makes a task for each command.
+awaits its end waits for ever. It also makes a task for each command. And a connection that takes
+longer to close than one may take to open raises, after all the work is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -39,6 +41,10 @@ class _Cancellable(AbstractConnection):
             raise redis.exceptions.ConnectionError(f"writing to socket: {error}") from error
         finally:
             self.socket_timeout = limit_s
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        with suppress(redis.exceptions.TimeoutError):  # the socket is let go all the same
+            await super().disconnect(*args, **kwargs)
 
 
 class _TcpConnection(_Cancellable, Connection): ...

@@ -38,6 +38,19 @@ async def test_a_server_that_takes_nothing_is_told(monkeypatch):
                     await client.set("large", bytes(64 << 20))
 
 
+async def test_a_connection_that_does_not_close_in_time_is_no_failure(redis_url, monkeypatch):
+    monkeypatch.setattr("vecfleet.common.redis_client.CONNECT_TIMEOUT_S", 0.3)
+    async with connect_async(redis_url) as client:
+        await client.ping()
+        (connection,) = client.connection_pool._available_connections
+
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(connection._writer, "wait_closed", never)
+    assert not connection.is_connected
+
+
 def test_a_connection_that_was_cut_before_a_write_is_told_as_such(redis_url):
     """uvloop, which runs the gateway, has a RuntimeError for it."""
 
