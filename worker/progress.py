@@ -73,10 +73,14 @@ class ProgressWatch:
             time.sleep(self._look_s)
             worst = min(self._stalls(), key=lambda stall: stall.left_s)
             self._ask_loop()
-            self._end_in(min(worst.left_s, self._max_step_s))
-            if worst.left_s > self._look_s:
+            left_s = min(worst.left_s, self._max_step_s)
+            if left_s > self._look_s:
+                self._end_in(left_s + self._look_s)  # the next look may be late
                 self._has_told = False
-            elif not self._has_told:
+            elif self._has_told:
+                self._end_in(left_s)
+            else:
+                self._end_in(self._look_s)  # time enough to say why
                 self._has_told = True
                 log.error(
                     "%s for %.3g s: this worker ends, and others take its jobs over",
