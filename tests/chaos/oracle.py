@@ -48,7 +48,8 @@ def _documents_of(data: bytes) -> Iterator[tuple[str, str | None]]:
         for id in payload["delete"]:
             yield id, None
     elif isinstance(payload, dict):
-        yield from zip(payload["ids"], payload["texts"], strict=True)
+        if payload.keys() >= {"ids", "texts"}:  # else a call: a query, a collection's creation
+            yield from zip(payload["ids"], payload["texts"], strict=True)
     else:
         yield from _documents_of_shard(Shard.parse(payload))
 

@@ -27,6 +27,7 @@ MOST_LOST_S = 2.0
 """Redis flushes once a second, and waits up to a second more for a flush that is still under way.
 So "the last second" may be two: nobody promises less. The cut itself takes one."""
 _LOOK_S = 0.02
+_HELD_UP_S = 0.2  # between two looks
 _KEPT_S = 10.0
 
 
@@ -77,18 +78,32 @@ class Growth:
                 while self._sizes[0][0] < now - _KEPT_S:
                     self._sizes.popleft()
 
+    def look_at(self, when_s: float, path: Path) -> tuple[float, int] | None:
+        """The last look before that moment: when it was, and how large the file was.
+
+        Who was held up did not look just before it: then the next look, as what was written earlier
+        had been flushed. 0.0 and the first size where we had not begun; None where we did not look.
+        """
+        sizes = [(at, size) for at, of, size in list(self._sizes) if of == path]
+        before = [look for look in sizes if look[0] <= when_s]
+        after = [look for look in sizes if look[0] > when_s]
+        if before and when_s - before[-1][0] <= _HELD_UP_S:
+            return before[-1]
+        if before:
+            return after[0] if after else None
+        return (0.0, after[0][1]) if after else None  # what was there then was flushed
+
     def cut_off_the_last_second(self, died_s: float) -> int:
         """Take away what was written in the second before Redis died; how many bytes that was.
 
         The cut goes through whatever stands there: a command, or a transaction.
         """
         path = append_only_file(self._server)
-        sizes = [(at, size) for at, of, size in list(self._sizes) if of == path]
-        before = [size for at, size in sizes if at <= died_s - LOST_S]
         size = path.stat().st_size
-        # One byte less: it ends within a command, as a page of a disk does. What was there when we
-        # began to look was flushed.
-        kept = max(0, before[-1] - 1) if before else sizes[0][1] if sizes else size
+        looked_s, kept = self.look_at(died_s - LOST_S, path) or (0.0, size)
+        if looked_s:
+            # One byte less: it ends within a command, as a page of a disk does.
+            kept = max(0, kept - 1)
         kept = min(kept, size)  # a start mends the end of its file
         with path.open("r+b") as file:
             file.truncate(kept)

@@ -26,6 +26,7 @@ from chaos.roles import Slot
 from chaos.run import QUIET_S, end_clients
 
 _TICK_S = 0.01
+_ARRIVED_S = 0.5  # by then Redis has done what was on its way through the proxy
 _MOST_WAIT_S = 60.0
 _FULL_MOST_WAIT_S = 180.0
 _FULL_JOBS = 32  # a worker's bulk window, see worker/main.py
@@ -44,7 +45,7 @@ FULL = replace(LIGHT, producers=0, http_clients=2, pause_s=0.0, given_share=Fals
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A victim, when it died by Redis's clock, and what it held: (job, queue)."""
+    """A victim, when it stopped by Redis's clock, and what it died with: (job, queue)."""
 
     at_s: float
     worker: str
@@ -150,12 +151,12 @@ def _kill_with_claims(fleet: Fleet, victim: Slot, least: int) -> Kill:
     while time.monotonic() < end:
         fleet.tend()
         if len(_claims(fleet, victim.worker)) >= least:
-            # It stops first: what it holds then is what it dies with.
+            # It stops first: what it holds when all that it said has arrived is what it dies with.
             victim.pause()
-            time.sleep(_TICK_S)
+            seconds, microseconds = fleet.redis.time()  # type: ignore[misc]
+            time.sleep(_ARRIVED_S)
             claims = _claims(fleet, victim.worker)
             if len(claims) >= least:
-                seconds, microseconds = fleet.redis.time()  # type: ignore[misc]
                 victim.kill()
                 return Kill(seconds + microseconds / 1e6, victim.worker, frozenset(claims))
             victim.resume()
