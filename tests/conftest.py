@@ -9,10 +9,12 @@ import pytest
 import redis.asyncio
 from servers import Process, redis_binaries, require_or_skip, start_role
 
+from vecfleet.common import redis_client
 from vecfleet.common.redis_client import connect_async
 from vecfleet.fleet.redis_server import RedisBinary, RedisServer
 
 REDIS_BINARIES = redis_binaries()
+redis_client.CONNECT_TIMEOUT_S = 30.0  # a machine that stands still is no Redis that is away
 RedisServerFactory = Callable[..., RedisServer]
 
 

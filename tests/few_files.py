@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 @contextmanager
 def few_files_left(count: int) -> Iterator[None]:
     """Inside, this process can open ``count`` files more."""
+    gc.collect()  # what others left would close its files inside
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())

@@ -156,4 +156,6 @@ def settle(writer: PartitionWriter, *, deadline_s: float = 60.0, **kwargs) -> li
 
 def open_writer(directory: Path, token: int = 1, **kwargs) -> PartitionWriter:
     kwargs.setdefault("thresholds", SMALL)
-    return PartitionWriter.open(directory, kwargs.pop("spec", SPEC), token, **kwargs)
+    writer = PartitionWriter.open(directory, kwargs.pop("spec", SPEC), token, **kwargs)
+    writer._upkeep._indexer._nice = 0  # on idle cores alone it may never end on a busy machine
+    return writer

@@ -17,13 +17,14 @@ def shorten_leases(lease_s: float) -> None:
     """Before the rest of the product is imported: its defaults are read then."""
     assert "vecfleet.worker.ledger" not in sys.modules
     keys.LEASE_TTL_S, keys.HEARTBEAT_S = lease_s, lease_s / 5
-    from vecfleet.worker import heartbeat, main
+    from vecfleet.worker import aggregator_main, heartbeat
 
     names = list(heartbeat.Timing.__dataclass_fields__)
     defaults = list(heartbeat.Timing.__init__.__defaults__ or ())
     defaults[names.index("rescue_s")] = lease_s / 5
     heartbeat.Timing.__init__.__defaults__ = tuple(defaults)
-    main._LEASE_RENEW_S = lease_s / 5
+    assert aggregator_main._LEASE_RENEW_S > 0
+    aggregator_main._LEASE_RENEW_S = lease_s / 5
 
 
 def shift_clock(skew_s: float) -> None:

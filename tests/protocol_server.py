@@ -20,7 +20,7 @@ CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 class Served:
     """An application whose requests wait until they are let go, behind the gateway's protocol."""
 
-    def __init__(self, header_timeout_s=60):
+    def __init__(self):
         self.running = 0
         self.begun = []
         self.bodies = []
@@ -28,7 +28,7 @@ class Served:
         self.let_go = asyncio.Event()
         limits = GatewayLimits(
             max_connections=MOST,
-            header_timeout_s=header_timeout_s,
+            header_timeout_s=60,
             idle_timeout_s=60,
             unread_silence_s=600,
         )

@@ -6,6 +6,7 @@ Tests get at these through the fixtures in conftest.py, or ``from servers import
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import re
@@ -215,6 +216,13 @@ def start_role(
     return Process(role_command(*arguments), env=env, cwd=cwd)
 
 
+def address_of(gateway: Process) -> str:
+    """Where a gateway listens that was told ``--port 0``."""
+    found = re.search(r"https?://[\w.]+:\d+", gateway.wait_for_line("gateway listens on"))
+    assert found is not None
+    return found[0]
+
+
 def process_exists(pid: int) -> bool:
     """Whether a process lives; a zombie does not."""
     try:
@@ -222,3 +230,20 @@ def process_exists(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def children_of(pid: int) -> list[int]:
+    """The child processes of one, as the kernel tells; those of all its threads."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found += map(int, task.read_text().split())
+    return found
+
+
+def command_of(pid: int) -> list[str]:
+    """A process's command line; that of one that has ended is empty."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return [""]

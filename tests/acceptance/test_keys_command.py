@@ -132,7 +132,7 @@ def test_a_gateway_for_others_asks_for_keys_and_follows_the_file(
     environment = {"VECFLEET_REDIS_URL": redis_url, "VECFLEET_DATA": str(tmp_path)}
     gateway = run_role("gateway", "--host", "0.0.0.0", "--port", str(port), env=environment)
     gateway.wait_for_line("listens on")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
 
         def status(key: str) -> int:
             return http.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
@@ -176,7 +176,7 @@ def test_behind_a_proxy_it_may_be_open_and_says_so(
         env={"VECFLEET_REDIS_URL": redis_url, "VECFLEET_DATA": str(tmp_path)},
     )  # fmt: skip
     gateway.wait_for_line("no API keys are asked for")
-    assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 200
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=30).status_code == 200
     assert gateway.stop() == 0
 
 
@@ -190,9 +190,10 @@ def test_up_asks_for_the_keys_in_its_folder(tmp_path: Path, run_role: RunRole) -
     up.wait_for_line("ready at ", 90)
     url = f"http://127.0.0.1:{port}/embed"
     body = {"inputs": "a"}
-    assert httpx.post(url, json=body).status_code == 401
-    assert httpx.post(url, json=body, headers={"x-api-key": key}).status_code == 200
-    search = httpx.get(f"http://127.0.0.1:{port}/collections", headers={"x-api-key": key})
+    assert httpx.post(url, json=body, timeout=30).status_code == 401
+    key_header = {"x-api-key": key}
+    assert httpx.post(url, json=body, headers=key_header, timeout=60).status_code == 200
+    search = httpx.get(f"http://127.0.0.1:{port}/collections", headers=key_header, timeout=30)
     assert search.status_code == 403
     assert up.stop(60) == 0
     assert key.split("_")[2] not in up.output

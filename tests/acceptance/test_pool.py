@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Process, process_exists, start_role, wait_until
+from servers import Process, children_of, command_of, process_exists, start_role, wait_until
 
 from vecfleet.common import keys
 from vecfleet.common.directory import Directory
@@ -34,20 +34,12 @@ def pool(run_role: RunRole, redis_url: str, tmp_path: Path) -> Callable[..., Pro
     return start
 
 
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
 def workers_of(pid: int) -> dict[str, int]:
     """Its workers by model. One that is dead but not yet reaped, or not yet executed, has no
     command line of its own and is left out."""
     workers = {}
     for child in children_of(pid):
-        try:
-            command = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
-        except FileNotFoundError:
-            continue
+        command = command_of(child)
         if "--gpus" not in command and "--model" in command:
             workers[command[command.index("--model") + 1]] = child
     return workers

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
-from servers import Process, process_exists, wait_until
+from servers import Process, children_of, command_of, process_exists, wait_until
 
 from vecfleet.common.redis_client import connect
 from vecfleet.fleet.redis_server import free_port
@@ -43,7 +43,7 @@ class Up:
         """Pids by role, as the kernel sees our children's command lines."""
         found: dict[str, int] = {}
         for pid in children_of(self.process.pid):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            command = command_of(pid)
             if "redis-server" in command[0]:
                 found["redis"] = pid
             for role in ("search", "writer", "worker", "gateway"):
@@ -53,11 +53,6 @@ class Up:
 
     def redis_url(self) -> str:
         return str(json.loads((self.data / "fleet.json").read_text())["redis_url"])
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def call(method: str, url: str, body: Any = None) -> Any:

@@ -7,6 +7,7 @@ own; its gate stops and continues vLLM's process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -75,16 +76,25 @@ class ProcessGate(Gate):
 
     def _signal(self, number: signal.Signals) -> None:
         for process in vllm_processes():
-            process.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def vllm_processes() -> list[psutil.Process]:
     """vLLM's processes below this one."""
     found = []
     for child in psutil.Process(os.getpid()).children(recursive=True):
-        if child.status() != psutil.STATUS_ZOMBIE and child.name().startswith("VLLM"):
-            found.append(child)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if child.status() != psutil.STATUS_ZOMBIE and child.name().startswith("VLLM"):
+                found.append(child)
     return found
+
+
+def kill_vllm() -> None:
+    """SIGKILL to each of its processes; some end with the others."""
+    for process in vllm_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 class OwnLoop:

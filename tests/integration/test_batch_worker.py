@@ -320,7 +320,7 @@ async def test_jobs_of_a_dead_worker_are_taken_over(fleet):
     assert len(dead.claim([Ask(BULK, 1, 99)])) == 1
     fleet.start({"echo": One(echo)})
     assert await fleet.box.wait("j-1", future, 20) == {"got": {"n": 1}}
-    assert fleet.events["rescued"] == 1
+    await eventually(lambda: fleet.events["rescued"] == 1)  # told after it was done
 
 
 async def test_a_cancelled_job_is_stopped_in_flight(fleet):
@@ -376,6 +376,8 @@ async def test_what_was_in_an_engine_that_died_is_suspect_at_once_and_others_tak
     async def compute(job):
         nonlocal is_ready
         ran.append((job.id, job.is_suspect))
+        # No claim is under way: both lanes wait for their bells, and the box for replies.
+        await eventually(lambda: fleet.redis.info("clients")["blocked_clients"] >= 3)
         is_ready = False
         raise EngineDied
 
@@ -413,7 +415,8 @@ async def test_what_came_while_the_engine_started_is_not_charged_and_runs_when_i
     await eventually(lambda: attempts and fleet.redis.llen(keys.queue_list(FAST)) == 1)
     is_ready = True
     assert await asking == {"n": 1}
-    assert attempts == [1, 1]
+    # A claim may be under way when the call finds the engine away: then there are three.
+    assert len(attempts) >= 2 and set(attempts) == {1}
 
 
 @asynccontextmanager
@@ -443,7 +446,7 @@ async def test_a_claim_whose_reply_was_lost_is_given_back(fleet):
         fleet.start({"echo": One(echo)}, lease_s=3600)
         assert await fleet.ask(1, {"n": 1}) == {"got": {"n": 1}}
         assert state["left"] == 0
-    assert fleet.events["reconciled"] == 1
+    await eventually(lambda: fleet.events["reconciled"] == 1)  # told after it was done
 
 
 async def test_redis_restarting_under_the_worker_loses_nothing(redis_server_factory):

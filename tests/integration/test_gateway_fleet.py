@@ -1,12 +1,11 @@
 """The gateway before a real worker, aggregator and search process, each a process of its own."""
 
 import asyncio
-import socket
 import struct
 
 import httpx
 import pytest
-from servers import eventually
+from servers import address_of, eventually
 
 from vecfleet.worker.fake_engine import fake_vector
 
@@ -17,16 +16,13 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 @pytest.fixture
 async def http(redis_url, run_role, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     run_role("aggregator", "--redis", redis_url, "--data", str(tmp_path))
     run_role("worker", "--redis", redis_url, "--engine", "fake", "--model", MODEL)
     process = run_role(
-        "gateway", "--redis", redis_url, "--port", str(port), "--collection", "books", "--no-keys"
+        "gateway", "--redis", redis_url, "--port", "0", "--collection", "books", "--no-keys"
     )
-    await asyncio.to_thread(process.wait_for_line, "gateway listens")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    url = await asyncio.to_thread(address_of, process)
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
 
         async def healthy():
             return (await client.get("/health")).status_code == 200
@@ -80,8 +76,12 @@ async def test_from_documents_to_answers(http):
 
     described = (await http.get("/collections/books")).json()
     assert described["stats"]["documents"] == 699
-    health = (await http.get("/health")).json()
-    assert (health["status"], health["documents_indexed"]) == ("healthy", 699)
+
+    async def is_counted():  # a look is kept for a second, and waits two for the search process
+        health = (await http.get("/health")).json()
+        return (health["status"], health["documents_indexed"]) == ("healthy", 699)
+
+    await eventually(is_counted, what="a look at the whole index")
     assert (await http.delete("/collections/books")).status_code == 200
     assert (await http.get("/collections/books")).status_code == 404
 

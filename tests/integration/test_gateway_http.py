@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 from gateway_responder import CARD, Responder, vector
-from servers import eventually
+from servers import address_of, eventually
 
 from vecfleet.common import codec, keys
 from vecfleet.common.admission import Admission
@@ -237,7 +237,9 @@ async def test_endless_body_gets_an_answer_and_is_closed(served, path):
 
 
 @pytest.mark.parametrize("size", [9 << 20, 60 << 20])
-async def test_a_client_that_sends_too_much_still_reads_why(served, size):
+async def test_a_client_that_sends_too_much_still_reads_why(served, size, monkeypatch):
+    monkeypatch.setattr("vecfleet.gateway.door._LINGER_S", 30.0)
+
     async def parts():
         for _ in range(size >> 20):
             yield b"x" * (1 << 20)
@@ -431,12 +433,9 @@ async def test_each_redis_version_will_do(each_redis_binary, redis_server_factor
 
 async def test_sigterm_lets_requests_in_flight_finish(redis_url, redis_async, responder, run_role):
     await responder.hold()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = run_role("gateway", "--redis", redis_url, "--port", str(port), "--no-keys")
-    process.wait_for_line("gateway listens")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+    process = run_role("gateway", "--redis", redis_url, "--port", "0", "--no-keys")
+    url = await asyncio.to_thread(address_of, process)
+    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
         asked = asyncio.create_task(http.post("/v1/embeddings", json={"input": "late"}))
         await eventually(lambda: redis_async.llen(EMBED_LIST))
         os.kill(process.pid, signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
@@ -71,11 +70,13 @@ async def test_where_leases_could_not_be_renewed_the_others_are_given_time(
     client, queues, heartbeat, monkeypatch, failure
 ):
     """Whatever it was: who comes back first would take over from all that come a little later."""
+    monkeypatch.setattr(keys, "LEASE_TTL_S", 600.0)
     mine = Ledger(client, "w")
-    beat, is_away, beats = mine.heartbeat, threading.Event(), []
+    beat, is_away, failed, beats = mine.heartbeat, threading.Event(), threading.Event(), []
 
     def heartbeat_or_fail(jobs, says):
         if is_away.is_set():
+            failed.set()
             raise failure
         beats.append(1)
         return beat(jobs, says)
@@ -84,10 +85,11 @@ async def test_where_leases_could_not_be_renewed_the_others_are_given_time(
     heartbeat(mine)
     assert wait_until(lambda: beats)
     is_away.set()
+    assert wait_until(failed.is_set)  # the rescue behind the last good beat is over
     await enqueued(queues, 1)
-    assert Ledger(client, "other", lease_s=0.2).claim([Ask(QUEUE, 1, 99)])
+    (job,) = Ledger(client, "other").claim([Ask(QUEUE, 1, 99)])
+    client.zadd(keys.lease(QUEUE), {f"{job.id}:{job.execution}": 1})  # it is over
     seen = len(beats)
-    await asyncio.sleep(0.4)
     is_away.clear()
     assert wait_until(lambda: len(beats) > seen + 20)
     assert client.exists(keys.lease(QUEUE))

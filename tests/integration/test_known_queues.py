@@ -104,6 +104,7 @@ async def test_a_queue_is_looked_at_when_its_first_lease_may_be_over(client, que
     due = client.zscore(BUSY, str(of("acme")))
     assert due == client.zscore(keys.lease(of("acme")), f"{first.id}:{first.execution}")
     client.zadd(BUSY, {str(of("acme")): 1})
+    assert wait_until(lambda: _now_ms(client) > due - keys.LEASE_TTL_S * 1000 + 2)
     mine.heartbeat([first, second], Announcement())
     assert other.rescue([EVERYONE]) == (0, 0)
     renewed = client.zscore(keys.lease(of("acme")), f"{first.id}:{first.execution}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,9 +61,13 @@ def command(url: str, tmp_path: Path, *arguments: object) -> subprocess.Complete
 
 def every_document_once(url: str) -> None:
     with Producer(url) as producer:
-        (status,) = producer.status().collections
-        assert status.stats is not None
-        assert status.stats["documents"] == DOCUMENTS
+
+        def counted():
+            """None where the search process did not answer within two seconds."""
+            (status,) = producer.status().collections
+            return status.stats
+
+        assert wait_until(counted)["documents"] == DOCUMENTS
         found = producer.get("c", [f"d{i}" for i in range(DOCUMENTS)])
         assert [d.text for d in found if d] == [f"number {i}" for i in range(DOCUMENTS)]
 
@@ -69,12 +77,27 @@ def some_are_settled(journal: Path) -> bool:
     return 0 < raw.count(b'"done"') < DOCUMENTS // 256
 
 
+@contextmanager
+def without_its_end(path: Path) -> Iterator[None]:
+    """Meanwhile the file is a pipe that brings most of it: who reads it comes to no end."""
+    raw = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    with path.open("r+b", buffering=0) as pipe:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+        pipe.write(raw[: len(raw) * 9 // 10])
+        yield
+    path.unlink()
+    path.write_bytes(raw)
+
+
 def test_a_producer_killed_half_way_is_continued(fleet, documents, tmp_path):
     journal = tmp_path / "journal"
     order = ["ingest", str(documents), "-c", "c", "--journal", str(journal)]
-    first = Process(role_command(*order), env=environment(fleet, tmp_path), cwd=tmp_path)
-    wait_until(lambda: some_are_settled(journal), what="a settled block")
-    first.kill()
+    with without_its_end(documents):
+        first = Process(role_command(*order), env=environment(fleet, tmp_path), cwd=tmp_path)
+        wait_until(lambda: some_are_settled(journal), what="a settled block")
+        first.kill()
     assert some_are_settled(journal)
     again = command(fleet, tmp_path, *order, "--json")
     assert again.returncode == 0, again.stdout
@@ -87,12 +110,13 @@ def test_a_producer_killed_half_way_is_continued(fleet, documents, tmp_path):
 
 def test_ctrl_c_settles_what_is_sent_and_says_how_to_go_on(fleet, documents, tmp_path):
     order = ["ingest", str(documents), "-c", "c", "--submission", "night"]
-    first = Process(role_command(*order), env=environment(fleet, tmp_path), cwd=tmp_path)
     journals = tmp_path / "client" / "journals"
-    wait_until(lambda: any(map(some_are_settled, journals.glob("*"))), what="a settled block")
-    first.signal(signal.SIGINT)
-    first.wait_for_line("stopping")
-    assert first.wait(60) == 130
+    with without_its_end(documents):
+        first = Process(role_command(*order), env=environment(fleet, tmp_path), cwd=tmp_path)
+        wait_until(lambda: any(map(some_are_settled, journals.glob("*"))), what="a settled block")
+        first.signal(signal.SIGINT)
+        first.wait_for_line("stopping")
+        assert first.wait(60) == 130
     assert "go on with the same command" in first.output
     again = command(fleet, tmp_path, *order)
     assert again.returncode == 0, again.stdout
@@ -123,7 +147,13 @@ def test_the_commands_answer(fleet, documents, tmp_path):
     found = command(fleet, tmp_path, "search", "number one", "-c", "c", "--json")
     assert json.loads(found.stdout)["results"][0]["id"] == "a"
     assert "number one" in command(fleet, tmp_path, "search", "number one", "-c", "c").stdout
-    status = json.loads(command(fleet, tmp_path, "status", "--json").stdout)
+
+    def counted():
+        """None where the search process did not answer within two seconds."""
+        told = json.loads(command(fleet, tmp_path, "status", "--json").stdout)
+        return told if all(c["stats"] for c in told["collections"]) else None
+
+    status = wait_until(counted)
     assert [m["name"] for m in status["models"]] == ["fake"]
     assert [c["stats"]["documents"] for c in status["collections"]] == [1]
     vectors = tmp_path / "v.npy"

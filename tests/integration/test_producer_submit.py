@@ -173,7 +173,11 @@ async def test_the_window_bounds_what_is_in_flight(producer, backend):
     fleet = await producer.fleet()
     queue = keys.queue_list(keys.embed_queue(backend.collection.spec.space, "bulk"))
     await eventually(lambda: seen and seen[-1].in_flight == 3 * 256)
-    assert await fleet.redis.llen(queue) == 3
+
+    async def all_queued() -> bool:  # they count as in flight before they are
+        return await fleet.redis.llen(queue) == 3
+
+    await eventually(all_queued)
     backend.go.set()
     assert (await running).committed == 5000
     assert max(progress.in_flight for progress in seen) == 3 * 256
@@ -381,10 +385,12 @@ async def test_deletions_and_reads(producer, backend):
     assert found[0] is None and found[1].text == "text 599"
 
 
-async def test_a_deletion_that_gets_no_answer_leaves_no_open_submission(redis_url, backend):
-    async with AsyncProducer(redis_url, timeout_s=0.2) as producer:
-        await producer.submit(rows(300), collection="c")
-        backend.drop_answers = True
+async def test_a_deletion_that_gets_no_answer_leaves_no_open_submission(
+    redis_url, producer, backend
+):
+    await producer.submit(rows(300), collection="c")
+    backend.drop_answers = True
+    async with AsyncProducer(redis_url, timeout_s=3) as producer:
         with pytest.raises(DeadlineExceeded):
             await producer.delete_documents("c", [f"d{i}" for i in range(300)])
         fleet = await producer.fleet()
@@ -396,7 +402,11 @@ async def answerless_deletion(producer, backend):
     backend.drop_answers = True
     fleet = await producer.fleet()
     running = asyncio.create_task(producer.delete_documents("c", ["d1"]))
-    await eventually(lambda: backend.merged)
+
+    async def is_settled() -> bool:
+        return bool(backend.merged) and not await fleet.redis.keys("rq:job:*")
+
+    await eventually(is_settled)
     (submission,) = await fleet.submissions.unfinished()
     return fleet, running, submission.id
 

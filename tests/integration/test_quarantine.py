@@ -206,9 +206,9 @@ async def test_who_gives_up_does_not_end_what_may_have_killed(client, deaths):
 
 async def test_a_suspect_that_waits_is_left_alone_and_runs_past_its_deadline(client):
     deaths = Deaths(client)
-    await ask(client, "j", deadline_ms=50)
+    await ask(client, "j", deadline_ms=60_000)
     assert deaths.die() == (1, 0)
-    await asyncio.sleep(0.06)
+    client.hset(keys.job("j"), "vf_deadline", 1)  # it is over now
     assert await cancel(client, "j") == 1
     (job,) = deaths.other.claim([Ask(QUEUE, 9, 999)])
     assert job.is_suspect and job.is_left
@@ -472,16 +472,16 @@ async def test_urgent_jobs_are_let_in_between_two_texts(client):
         seen.append(client.hget(keys.job("j"), "vf_at"))
         return place
 
-    task = asyncio.create_task(ward.quarantine.one_by_one(job, 6, run))
+    task = asyncio.create_task(ward.quarantine.one_by_one(job, 20, run))
 
     def visit():
         with ward.quarantine.claiming("interactive", 0.05) as may:
             return may and bool(seen)
 
     assert await eventually(lambda: asyncio.to_thread(visit))
-    assert len(seen) < 6
+    assert len(seen) < 20
     await task
-    assert seen == [b"%d" % place for place in range(6)]
+    assert seen == [b"%d" % place for place in range(20)]
 
 
 async def test_a_lost_job_ends_its_quarantine(client):

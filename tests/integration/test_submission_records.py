@@ -52,9 +52,12 @@ def settle(client, outcome):
 
 def lives(client, name) -> int:
     """Seconds until it is forgotten, as its hash and its tenant's list say together."""
-    ttl = client.ttl(keys.submission(name))
-    until = client.zscore(ALL, name)
-    assert abs(until - client.time()[0] - ttl) <= 2
+    pipe = client.pipeline(transaction=True)
+    pipe.ttl(keys.submission(name))
+    pipe.zscore(ALL, name)
+    pipe.time()
+    ttl, until, (now, _) = pipe.execute()
+    assert abs(until - now - ttl) <= 2
     return ttl
 
 

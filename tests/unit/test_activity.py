@@ -112,8 +112,11 @@ async def test_a_cancelled_call_ends_when_no_step_holds_its_texts():
 HANGS = {
     "loop": ("the event loop has done nothing", "time.sleep(60)"),
     "thread": ("the packing has not ended", "await asyncio.to_thread(hang_in, packing)"),
-    "load": ("the engine has been starting anew", "engine.loading_s = 60; await asyncio.sleep(60)"),
-    "step": ("the engine has done no step", "engine.stalled_s = 60; await asyncio.sleep(60)"),
+    "load": (
+        "the engine has been starting anew",
+        "engine.loading_s = 29.5; await asyncio.sleep(60)",
+    ),
+    "step": ("the engine has done no step", "engine.stalled_s = 5.5; await asyncio.sleep(60)"),
     "end of the loop": (
         "the packing has not ended",
         "asyncio.get_running_loop().run_in_executor(None, hang_in, packing)",
@@ -145,12 +148,12 @@ def test_a_worker_in_which_something_hangs_ends(what):
             engine, packing = Engine(), Activity()
             watch = ProgressWatch(
                 engine,
-                0.3,
+                6.0,  # a stall of the whole machine is none of ours
                 loop=asyncio.get_running_loop(),
                 threads={{"the packing has not ended": packing}},
             )
             watch.start()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.7)  # just before a look: the last one comes well before the end
             {hang}
 
         logging.basicConfig()
@@ -182,7 +185,7 @@ def test_a_worker_whose_engine_hangs_on_our_own_text_ends(is_told_to_end):
 
         logging.basicConfig()
         proven_engine.PROBE = HANG
-        config = WorkerConfig("redis://127.0.0.1:1", EngineSettings("fake"), max_step_s=0.5)
+        config = WorkerConfig("redis://127.0.0.1:1", EngineSettings("fake"), max_step_s=6.0)
         run_worker(config, load=load)
     """
     ended = subprocess.run(

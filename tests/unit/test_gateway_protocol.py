@@ -199,7 +199,7 @@ async def test_a_connection_ends_with_an_answer_that_came_before_the_body():
 
 
 async def test_half_a_request_may_wait_for_the_one_before_it():
-    async with Served(header_timeout_s=0.05) as served:
+    async with Served() as served:
         reader, writer = await served.connect(WAIT)
         await eventually(lambda: served.running == 1)
         (protocol,) = served.server.server_state.connections

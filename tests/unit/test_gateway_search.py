@@ -10,6 +10,7 @@ from vecfleet.common.api_keys import add_key, new_key
 from vecfleet.common.errors import InvalidVector, RedisUnavailable
 from vecfleet.common.model import ModelCard
 from vecfleet.common.vectors import parse_vector
+from vecfleet.gateway import health
 
 SEARCH = "/collections/books/search"
 TEXTS = {"1": "red apples", "2": "green apples", "3": "blue sky"}
@@ -248,7 +249,9 @@ async def test_health_is_a_503_without_workers_or_redis():
     assert lost.json()["status"] == "unhealthy"
 
 
-async def test_all_who_ask_for_health_share_one_look():
+async def test_all_who_ask_for_health_share_one_look(monkeypatch):
+    monkeypatch.setattr(health, "_KEPT_S", 600.0)
+    monkeypatch.setattr(health, "_TIMEOUT_S", 60.0)
     looks = []
     go_on = asyncio.Event()
 
@@ -276,7 +279,8 @@ async def test_all_who_ask_for_health_share_one_look():
     assert looks == ["models", "stats"]
 
 
-async def test_health_without_a_key_counts_nothing(tmp_path):
+async def test_health_without_a_key_counts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "_KEPT_S", 600.0)
     shown, entry = new_key()
     add_key(tmp_path / "keys.json", entry)
     asked = []

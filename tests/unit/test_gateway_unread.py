@@ -116,7 +116,7 @@ async def test_answers_that_are_not_read_are_bounded_and_small_ones_go_on():
 
 
 async def test_who_reads_nothing_is_cut_off_and_makes_room_again():
-    async with Gateway(silence_s=0.5) as gateway:
+    async with Gateway(silence_s=6.0) as gateway:
         await gateway.leave_unread()
         await gateway.leave_unread("connection: close\r\n")
         await eventually(lambda: gateway.connections == 0, what="the end of who reads nothing")
@@ -135,7 +135,7 @@ async def test_so_it_is_over_tls(tmp_path):
 
 
 async def test_who_reads_slowly_gets_all_of_it():
-    async with Gateway(silence_s=2.0) as gateway:
+    async with Gateway(silence_s=8.0) as gateway:
         await gateway.leave_unread("connection: close\r\n")
         (one,) = gateway.sockets
 
@@ -143,7 +143,7 @@ async def test_who_reads_slowly_gets_all_of_it():
             parts = []
             while part := one.recv(1 << 18):
                 parts.append(part)
-                time.sleep(0.005)  # between two looks of a slow client
+                time.sleep(0.008)  # between two looks of a slow client: 10 s in all
             return b"".join(parts)
 
         body = (await asyncio.to_thread(read)).partition(b"\r\n\r\n")[2]

@@ -17,7 +17,7 @@ from index_oracle import (
 )
 
 from vecfleet.common.errors import InvalidVector, Unavailable
-from vecfleet.worker import view_builder
+from vecfleet.worker import partition_reader, view_builder
 from vecfleet.worker.ann import FlatScan, code_distances
 from vecfleet.worker.digest import content_keys, id_keys
 from vecfleet.worker.exact_scan import scan, widen
@@ -309,6 +309,7 @@ def test_a_damaged_index_is_left_aside_and_rebuilt(tmp_path, damage):
 
 
 def test_an_index_that_no_file_is_left_for_is_opened_once_there_is(writer, tmp_path, monkeypatch):
+    monkeypatch.setattr(partition_reader, "INDEX_WAIT_S", 600.0)
     fill(writer, clustered(2000, DIMENSION))
     reader = PartitionReader.open(tmp_path, thresholds=SMALL)
     settle(writer)

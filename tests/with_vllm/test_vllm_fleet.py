@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -54,7 +56,22 @@ def fleet(redis_server_factory, tmp_path):
 
 def engine_pids(worker: Process) -> list[int]:
     children = psutil.Process(worker.pid).children(recursive=True)
-    return [child.pid for child in children if child.name().startswith("VLLM")]
+    return [child.pid for child in children if _name_of(child).startswith("VLLM")]
+
+
+def _name_of(process: psutil.Process) -> str:
+    """Nothing for one that has just ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """One of vLLM's may end with another, before its turn comes."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 async def test_documents_embedded_by_vllm_are_found_and_reranked(fleet):
@@ -110,8 +127,7 @@ async def test_a_lone_worker_that_is_killed_takes_vllm_along(fleet):
 async def test_a_worker_whose_vllm_hangs_ends_and_takes_it_along(fleet):
     worker = fleet.start_worker(VECFLEET_MAX_STEP_S="15")
     pids = engine_pids(worker)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    signal_all(pids, signal.SIGSTOP)
     async with AsyncProducer(fleet.url) as producer:
         asking = asyncio.create_task(producer.embed(["is anybody there?"]))
         ending = asyncio.create_task(asyncio.to_thread(worker.wait, 120))
@@ -127,11 +143,9 @@ async def test_a_worker_whose_vllm_hangs_ends_and_takes_it_along(fleet):
 async def test_a_worker_whose_vllm_died_claims_nothing_and_ends_where_it_does_not_come_back(fleet):
     worker = fleet.start_worker(VECFLEET_MAX_STEP_S="10")  # a start may take five times as long
     old = set(engine_pids(worker))
-    for pid in old:
-        os.kill(pid, signal.SIGKILL)
+    signal_all(old, signal.SIGKILL)
     new = wait_until(lambda: set(engine_pids(worker)) - old, START_S, "another process of vLLM")
-    for pid in new:
-        os.kill(pid, signal.SIGSTOP)
+    signal_all(new, signal.SIGSTOP)
     try:
         with connect(fleet.url) as client:
             (name,) = client.keys("vf:worker:worker-*")
@@ -144,9 +158,7 @@ async def test_a_worker_whose_vllm_died_claims_nothing_and_ends_where_it_does_no
                 await asyncio.gather(asking, return_exceptions=True)
         assert "the engine has been starting anew for" in worker.output
     finally:
-        for pid in new:
-            if process_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        signal_all(filter(process_exists, new), signal.SIGKILL)
 
 
 def workers_of(pool: Process) -> list[int]:
