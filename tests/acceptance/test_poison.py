@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ class Ward:
 
     def __init__(self, url: str, data: Path, lease_s: float) -> None:
         self.url, self.data, self.lease_s = url, data, lease_s
-        self.ends: Counter[int] = Counter()  # deaths, by exit code
+        self.deaths = 0
         self.processes: list[Process] = []
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -58,17 +57,8 @@ class Ward:
             code = await asyncio.to_thread(process.wait, 300)
             if code not in (KILLED, ENDED):
                 return
-            self.ends[code] += 1
+            self.deaths += 1
             process = self.start("worker", step_s)
-
-    @property
-    def deaths(self) -> int:
-        return self.ends.total()
-
-    @property
-    def aborts(self) -> int:
-        """Those by a text, and not because the machine stood still and an engine seemed to hang."""
-        return self.ends[KILLED]
 
     async def close(self) -> None:
         for process in self.processes:
@@ -143,7 +133,7 @@ async def test_a_text_that_kills_costs_three_deaths_and_no_neighbour(ward):
         blocks = [rows("a", 30), rows("b", 40, poison=(17,)), rows("c", 30)]
         await submit(client, collection, "s", blocks)
         state = await done(client, "s")
-        assert fleet.aborts == 3
+        assert fleet.deaths == 3
         assert (state.committed, state.failed) == (99, 1)
         assert [(e["id"], e["code"]) for e in state.errors] == [("b/17", "poison_text")]
         queue = keys.embed_queue(collection.spec.space, "bulk")
@@ -235,7 +225,7 @@ async def test_many_poisons_and_two_workers_bury_nobody_else(ward):
         poisons = {f"b{n}/{place}" for n, places in bad.items() for place in places}
         assert {e["id"] for e in state.errors} == poisons
         assert (state.committed, state.failed) == (120 - len(poisons), len(poisons))
-        assert fleet.aborts <= 3 * len(poisons)
+        assert fleet.deaths <= 3 * len(poisons)
         queue = keys.embed_queue(collection.spec.space, "bulk")
         assert set(await dead_texts(client, queue)) == poisons
 
@@ -284,17 +274,17 @@ async def test_who_waits_for_a_poisonous_text_is_told_which_it_is(ward):
         with pytest.raises(PoisonText) as raised:
             await client.embed([*asked, f"a {ABORT} text", "more"])
         assert raised.value.indices == (5,)
-        assert fleet.aborts <= 3
+        assert fleet.deaths <= 3
         assert len(await good) == 5
-        before = fleet.aborts
+        before = fleet.deaths
         with pytest.raises(PoisonText) as raised:
             await client.rerank("a question", ["fine", "fine too", f"{ABORT}"])
         assert raised.value.indices == (2,)
-        assert fleet.aborts - before <= 3
-        before = fleet.aborts
+        assert fleet.deaths - before <= 3
+        before = fleet.deaths
         with pytest.raises(PoisonText) as raised:
             await client.embed(["fine", f"a {ABORT} text"])
-        assert (raised.value.indices, fleet.aborts) == ((1,), before)
+        assert (raised.value.indices, fleet.deaths) == ((1,), before)
         entries = (await client.dead_letter.page()).entries
         assert {e.code for e in entries} == {"poison_text"}
         texts = sorted([d.text for d in e.documents] for e in entries)
@@ -324,7 +314,7 @@ async def test_a_caller_that_gives_up_and_tries_again_costs_no_more_deaths(ward)
 
         await eventually(judged, 120, "the verdict")
         assert verdict.indices == (0,)
-        assert fleet.aborts == 3
+        assert fleet.deaths == 3
         (entry,) = (await client.dead_letter.page()).entries
         assert (entry.code, [d.text for d in entry.documents]) == ("poison_text", [text])
         assert len(await client.embed(["all is well"])) == 1
@@ -352,7 +342,7 @@ async def test_sigterm_in_the_quarantine_charges_nothing(ward):
         assert left == [b"%d" % (attempts - 1), None, None]
         await fleet.begin_worker()
         state = await done(client, "s")
-        assert (state.committed, state.failed, fleet.aborts) == (79, 1, 3)
+        assert (state.committed, state.failed, fleet.deaths) == (79, 1, 3)
 
 
 async def test_queries_go_on_beside_the_quarantine(ward):
@@ -368,4 +358,4 @@ async def test_queries_go_on_beside_the_quarantine(ward):
             assert len(await client.embed([f"query {n}"])) == 1
         assert await client.redis.exists(keys.job("s-0"))
         state = await done(client, "s")
-        assert (state.committed, state.failed, fleet.aborts) == (199, 1, 3)
+        assert (state.committed, state.failed, fleet.deaths) == (199, 1, 3)

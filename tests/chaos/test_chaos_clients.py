@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from chaos.client_ledger import ClientLedger, read, read_calls, read_collections, read_notes
@@ -130,6 +131,9 @@ def test_the_last_second_of_the_file_goes_and_nothing_else(tmp_path):
         kept = sum(at <= looked[0] for at in written) if looked else len(written)
         assert written.index(float(client.get("late"))) == pytest.approx(kept - 1, abs=5)
         assert gone > 0 or looked is None
+        assert looked is None or looked[0] > died_s - 1.3  # a second and a look, no more
+        if max(after - at for at, after in pairwise([*written, died_s])) < 0.1:  # not held up
+            assert float(client.get("late")) == pytest.approx(end - 1.0, abs=0.3)
         server.kill()  # and again at once: nothing is left that is younger than our last look
         size = append_only_file(server).stat().st_size
         assert 0 <= growth.cut_off_the_last_second(time.monotonic()) < size

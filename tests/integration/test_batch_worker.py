@@ -416,7 +416,7 @@ async def test_what_came_while_the_engine_started_is_not_charged_and_runs_when_i
     is_ready = True
     assert await asking == {"n": 1}
     # A claim may be under way when the call finds the engine away: then there are three.
-    assert len(attempts) >= 2 and set(attempts) == {1}
+    assert attempts in ([1, 1], [1, 1, 1])
 
 
 @asynccontextmanager

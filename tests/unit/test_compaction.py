@@ -89,7 +89,6 @@ def test_pack_pages_of_nothing():
     assert (pages, len(locators)) == ([], 0)
 
 
-@pytest.mark.timeout(300)  # half a minute where others use the machine, too
 def test_merging_changes_nothing_that_can_be_read(writer, tmp_path):
     oracle, generator = Oracle(), random.Random(3)
     reader = PartitionReader.open(tmp_path)

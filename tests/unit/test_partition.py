@@ -71,7 +71,6 @@ SHARD = st.tuples(st.lists(ROW, max_size=6), st.lists(ROW, max_size=3)).filter(
 )
 
 
-@pytest.mark.timeout(300)  # half a minute where others use the machine, too
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

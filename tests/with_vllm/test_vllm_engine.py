@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engines.checkpoints import POISON
 from engines.passages import passages
-from engines.rigs import DEADLINE_S, STEP_TOKENS, kill_vllm, load_vllm, vllm_processes
+from engines.rigs import DEADLINE_S, STEP_TOKENS, load_vllm, signal_vllm, vllm_processes
 from safetensors.numpy import load_file, save_file
 
 from vecfleet.common.errors import (
@@ -90,7 +91,7 @@ async def test_who_had_a_text_in_a_process_that_dies_is_told_and_it_comes_back(q
         while engine.stats.pending_tokens < 1000:
             await asyncio.sleep(0)
         before = {process.pid for process in vllm_processes()}
-        kill_vllm()
+        signal_vllm(signal.SIGKILL)
         for told in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(told, EngineDied)
         assert engine.stats.state == "loading"
@@ -149,7 +150,7 @@ async def test_a_model_that_gives_nan_is_not_taken_into_service(qwen3_embedding,
 async def test_a_death_with_nothing_in_hand_is_noticed(qwen3_embedding):
     engine = await load_vllm(qwen3_embedding)
     try:
-        kill_vllm()
+        signal_vllm(signal.SIGKILL)
         async with asyncio.timeout(DEADLINE_S):
             while engine.stats.loading_s == 0:
                 await asyncio.sleep(0.05)
@@ -184,7 +185,7 @@ async def test_a_process_that_does_not_start_again_breaks_the_engine(qwen3_embed
         raise error
 
     engine._keeper.load = load
-    kill_vllm()
+    signal_vllm(signal.SIGKILL)
     try:
         async with asyncio.timeout(DEADLINE_S):
             while engine.stats.state != "broken":
@@ -208,7 +209,7 @@ async def test_what_vllm_cannot_do_is_told(qwen3_embedding):
 async def test_closing_while_it_starts_again_leaves_nothing_behind(qwen3_embedding):
     engine = await load_vllm(qwen3_embedding)
     before = {process.pid for process in vllm_processes()}
-    kill_vllm()
+    signal_vllm(signal.SIGKILL)
     async with asyncio.timeout(DEADLINE_S):
         while {process.pid for process in vllm_processes()} <= before:
             await asyncio.sleep(0.05)

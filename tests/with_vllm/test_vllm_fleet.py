@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from engines.passages import passages
+from engines.rigs import vllm_processes
 from servers import Process, process_exists, start_role, wait_until
 
 from vecfleet.common.redis_client import connect
@@ -55,16 +56,7 @@ def fleet(redis_server_factory, tmp_path):
 
 
 def engine_pids(worker: Process) -> list[int]:
-    children = psutil.Process(worker.pid).children(recursive=True)
-    return [child.pid for child in children if _name_of(child).startswith("VLLM")]
-
-
-def _name_of(process: psutil.Process) -> str:
-    """Nothing for one that has just ended."""
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
+    return [process.pid for process in vllm_processes(worker.pid)]
 
 
 def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
