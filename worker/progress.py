@@ -80,7 +80,9 @@ class ProgressWatch:
             elif self._has_told:
                 self._end_in(left_s)
             else:
-                self._end_in(self._look_s)  # time enough to say why
+                # Time enough to say why. Not just when the next look comes: a thread that runs can
+                # crash the C runtime while it prints where each one stands.
+                self._end_in(2 * self._look_s)
                 self._has_told = True
                 log.error(
                     "%s for %.3g s: this worker ends, and others take its jobs over",
